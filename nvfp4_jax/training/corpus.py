@@ -1,0 +1,164 @@
+"""The text: which files, which of them are held out, and what they looked like.
+
+There is always something to train on: the source of Python's own standard library, which every
+machine that can run this already has. Left out of it are tests (two thirds of the bytes, and
+absent from some distributions), tables written by programs (`encodings`, `pydoc_data`) and
+whatever was installed beside it.
+
+A file is *held out* by a hash of its path, so the choice survives new files, other machines and
+other seeds; no run ever trains on what another run is judged by. Documents are raw bytes: a byte
+is a token, nothing is normalized, and a loss in nats a token is a loss in bits a byte / ln 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvfp4_jax.keys import layer_hash
+from nvfp4_jax.training.errors import UsageError
+
+HELD_OUT_ONE_IN = 20
+_NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+_TABLES = {"encodings", "pydoc_data", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One file: its path below the corpus' root, and its bytes."""
+
+    path: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and documents to be judged by.
+
+    Attributes:
+      name: what a person calls it.
+      train, held_out: never empty, in the order of their paths.
+      skipped: files of the folder that are not UTF-8 text.
+    """
+
+    name: str
+    train: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Path -> the start of the SHA-256 of its bytes, for both halves."""
+        return {d.path: _digest(d.data) for d in (*self.train, *self.held_out)}
+
+    @property
+    def fingerprint(self) -> str:
+        """One word for all of it: equal exactly when the paths and their bytes are."""
+        return _digest(repr(sorted(self.digests.items())).encode())
+
+
+def load_corpus(folder: str | Path | None = None) -> Corpus:
+    """The corpus of a folder of text files, or the standard library's source for None.
+
+    Raises:
+      UsageError: the folder is missing, empty, without text, or holds a file that cannot be read.
+    """
+    return _standard_library() if folder is None else _folder(Path(folder))
+
+
+def describe_change(before: dict[str, str], after: dict[str, str]) -> str:
+    """What differs between two `Corpus.digests`, in a few words, naming up to three files."""
+    changes = {
+        "added": sorted(after.keys() - before.keys()),
+        "removed": sorted(before.keys() - after.keys()),
+        "changed": sorted(p for p in before.keys() & after.keys() if before[p] != after[p]),
+    }
+    words = [f"{len(paths)} {what} ({_few(paths)})" for what, paths in changes.items() if paths]
+    return "; ".join(words) if words else "nothing"
+
+
+def _standard_library() -> Corpus:
+    root = Path(sysconfig.get_path("stdlib"))
+    name = f"the standard library of Python {platform.python_version()}"
+    documents = _read(root, (p for p in sorted(root.rglob("*.py")) if _is_library(root, p)))
+    return _split(name, documents)
+
+
+def _is_library(root: Path, path: Path) -> bool:
+    parts = path.relative_to(root).parts
+    generated = parts[-1].startswith("_sysconfigdata") or parts[0].startswith("config-")
+    return not generated and not (_NOT_PROSE | _TABLES) & set(parts)
+
+
+def _folder(root: Path) -> Corpus:
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise UsageError(f"--data {root}: {what}; give a folder that holds text files")
+    paths = sorted(p for p in root.rglob("*") if _is_visible(root, p))
+    if not paths:
+        raise UsageError(f"--data {root}: the folder holds no files; put UTF-8 text files in it")
+    documents = _read(root, paths)
+    texts = [d for d in documents if _is_text(d.data)]
+    if not texts:
+        found = _few([d.path for d in documents])
+        raise UsageError(f"--data {root}: no file in it holds UTF-8 text (found {found})")
+    skipped = tuple(d.path for d in documents if not _is_text(d.data))
+    return _split(str(root), texts, skipped)
+
+
+def _is_visible(root: Path, path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and (path.is_file() or path.is_symlink() and not path.exists())
+
+
+def _read(root: Path, paths: Iterable[Path]) -> list[Document]:
+    documents = []
+    for path in paths:
+        try:
+            documents.append(Document(path.relative_to(root).as_posix(), path.read_bytes()))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"--data: cannot read {path}: {reason}; mend or remove it") from None
+    return documents
+
+
+def _is_text(data: bytes) -> bool:
+    if not data.strip() or b"\0" in data:
+        return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _split(name: str, documents: list[Document], skipped: tuple[str, ...] = ()) -> Corpus:
+    if len(documents) == 1:
+        documents = _cut(documents[0])
+    ranks = {d.path: int(layer_hash(d.path)) for d in documents}
+    chosen = {p for p, rank in ranks.items() if rank < 2**32 // HELD_OUT_ONE_IN}
+    if not chosen or len(chosen) == len(documents):  # a handful of files: the lowest hash alone
+        chosen = {min(ranks, key=ranks.__getitem__)}
+    train = tuple(d for d in documents if d.path not in chosen)
+    held_out = tuple(d for d in documents if d.path in chosen)
+    return Corpus(name, train, held_out, skipped)
+
+
+def _cut(document: Document) -> list[Document]:
+    """A file alone becomes two documents, the smaller of which the hash may not pick to train."""
+    at = len(document.data) * (HELD_OUT_ONE_IN - 1) // HELD_OUT_ONE_IN
+    parts = [document.data[:at], document.data[at:]]
+    names = sorted((f"{document.path}#{i}" for i in range(2)), key=layer_hash, reverse=True)
+    return [Document(n, part) for n, part in zip(names, parts, strict=True)]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _few(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
