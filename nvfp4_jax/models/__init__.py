@@ -1,0 +1,10 @@
+"""Hybrid Mamba-2 / attention / MLP language models in Flax NNX."""
+
+from nvfp4_jax.models.apply import apply_blocks as apply_blocks
+from nvfp4_jax.models.config import HybridConfig as HybridConfig
+from nvfp4_jax.models.hybrid import Hybrid as Hybrid
+from nvfp4_jax.models.hybrid import count_parameters as count_parameters
+from nvfp4_jax.models.presets import PRESETS as PRESETS
+from nvfp4_jax.models.presets import preset as preset
+from nvfp4_jax.models.repeats import Repeat as Repeat
+from nvfp4_jax.models.repeats import find_repeats as find_repeats

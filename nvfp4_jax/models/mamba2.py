@@ -1,0 +1,88 @@
+"""The Mamba-2 mixer: one wide projection in, a short convolution, the scan, one projection out.
+
+    z, x, B, C, dt = split(in_proj(u))
+    x, B, C = silu(conv(x, B, C))
+    dt = clip(softplus(dt + dt_bias), dt_limit);  A = -exp(A_log)
+    y = scan(x, dt, A, B, C, D)
+    out_proj(norm(y * silu(z)))
+
+`in_proj` and `out_proj` hold nearly all its parameters and FLOPs, and a recipe governs them; what
+is between stays high, with dt and A in FP32, since they go through exp.
+
+Source: arXiv 2405.21060, section 7; Nemotron-H, arXiv 2504.03624.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from nvfp4_jax.models import initialization
+from nvfp4_jax.models.config import HybridConfig
+from nvfp4_jax.models.conv import CausalConv
+from nvfp4_jax.models.linear import linear
+from nvfp4_jax.models.norm import GatedGroupNorm
+from nvfp4_jax.models.product import accumulator
+from nvfp4_jax.models.ssd import ssd
+
+
+class Mamba2(nnx.Module):
+    """u (batch, length, hidden) to the same shape."""
+
+    def __init__(
+        self, config: HybridConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        inner, heads = config.mamba_inner, config.mamba_heads
+        self.config = config
+        self.in_proj = linear(
+            config.hidden, config.in_proj_features, sigma=config.init_sigma, **common
+        )
+        self.conv = CausalConv(
+            config.conv_channels, config.conv_width, param_dtype=param_dtype, rngs=rngs
+        )
+        self.A_log = nnx.Param(initialization.a_log(rngs.params(), heads, param_dtype))
+        self.D = nnx.Param(jnp.ones((heads,), param_dtype))
+        self.dt_bias = nnx.Param(initialization.dt_bias(rngs.params(), heads, param_dtype))
+        self.norm = GatedGroupNorm(
+            inner, config.groups, eps=config.norm_eps, param_dtype=param_dtype
+        )
+        self.out_proj = linear(
+            inner, config.hidden, sigma=initialization.residual_sigma(config), **common
+        )
+
+    def __call__(self, u: Array, segment_ids: Array | None = None) -> Array:
+        """segment_ids (batch, length): convolution and state stop at a boundary."""
+        config = self.config
+        ends = (config.mamba_inner, config.mamba_inner + config.conv_channels)
+        z, xbc, dt = jnp.split(self.in_proj(u), ends, axis=-1)
+        y = self._scan(self.conv(xbc, segment_ids), self._steps(dt), segment_ids)
+        return self.out_proj(self.norm(y, z))
+
+    def _scan(self, xbc: Array, dt: Array, segment_ids: Array | None) -> Array:
+        """(batch, length, d): the state-space scan of the convolved x, B and C."""
+        config = self.config
+        width = config.groups * config.state
+        ends = (config.mamba_inner, config.mamba_inner + width)
+        x, B, C = (
+            part.reshape(*part.shape[:2], rows, -1)
+            for part, rows in zip(
+                jnp.split(xbc, ends, axis=-1),
+                (config.mamba_heads, config.groups, config.groups),
+                strict=True,
+            )
+        )
+        A = -jnp.exp(self.A_log[...].astype(dt.dtype))
+        y, _ = ssd(x, dt, A, B, C, self.D[...], chunk=config.chunk, seq_idx=segment_ids)
+        return y.reshape(*y.shape[:2], -1)
+
+    def _steps(self, dt: Array) -> Array:
+        """softplus(dt + dt_bias) within dt_limit, (batch, length, H), FP32."""
+        low, high = self.config.dt_limit
+        dt = jax.nn.softplus(dt.astype(accumulator(dt.dtype)) + self.dt_bias[...])
+        return dt if (low, high) == (0, math.inf) else jnp.clip(dt, low, high)

@@ -1,0 +1,44 @@
+"""The MLP: widen, bend, narrow.
+
+`relu_squared`:  down(relu(up(x))^2), what Nemotron-H uses. Its zeros are exact and frequent, which
+is of interest to whoever quantizes the input of `down`.
+`swiglu`:        down(silu(gate(x)) * up(x)).
+
+The bend is computed in FP32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from nvfp4_jax.models.config import HybridConfig
+from nvfp4_jax.models.initialization import residual_sigma
+from nvfp4_jax.models.linear import linear
+from nvfp4_jax.models.product import accumulator
+
+
+class MLP(nnx.Module):
+    """x (..., hidden) to (..., hidden) by way of `ffn` features; no biases."""
+
+    def __init__(
+        self, config: HybridConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.kind = config.mlp
+        self.up = linear(config.hidden, config.ffn, sigma=config.init_sigma, **common)
+        if self.kind == "swiglu":
+            self.gate = linear(config.hidden, config.ffn, sigma=config.init_sigma, **common)
+        self.down = linear(config.ffn, config.hidden, sigma=residual_sigma(config), **common)
+
+    def __call__(self, x: Array, segment_ids: Array | None = None) -> Array:
+        """Tokens do not meet here, so `segment_ids` changes nothing."""
+        up = self.up(x)
+        wide = up.astype(accumulator(up.dtype))
+        if self.kind == "swiglu":
+            inner = nnx.silu(self.gate(x).astype(wide.dtype)) * wide
+        else:
+            inner = jnp.square(nnx.relu(wide))
+        return self.down(inner.astype(up.dtype))

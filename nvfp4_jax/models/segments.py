@@ -1,0 +1,25 @@
+"""Packed documents: several texts in one row, none of which may see another.
+
+A row of `segment_ids` names the document of each token, such as 7 7 7 8 8 9. Attention masks by
+it, the convolution and the state-space scan are cut by it. All of them compare ids for equality,
+so an id that came back later in the row (7 8 7) would join two documents; `number` renames the
+runs 0, 1, 2, ... once at the entrance, which makes that impossible.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+
+
+def number(segment_ids: Array) -> Array:
+    """(batch, length) of any integers to the count of boundaries up to each token, from 0."""
+    changes = jnp.diff(segment_ids, axis=1) != 0
+    return jnp.pad(jnp.cumsum(changes, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+
+
+def positions(segment_ids: Array) -> Array:
+    """(batch, length): each token's place within its own document, from 0; ids as from `number`."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+    earlier = segment_ids[:, :, None] > segment_ids[:, None, :]
+    return index - jnp.sum(earlier, axis=-1, dtype=jnp.int32)

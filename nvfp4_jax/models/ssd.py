@@ -1,0 +1,187 @@
+"""The state-space scan of Mamba-2 (SSD), in chunks.
+
+The recurrence, for one head with state S (P, N), input x_t (P,), scalar step dt_t > 0 and decay
+rate A < 0:
+
+    S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T
+    y_t = S_t C_t + D x_t
+
+Written out, y_t is a weighted sum of all earlier inputs, like attention without a softmax:
+
+    y_t = sum over s <= t of  (C_t . B_s) exp(l_t - l_s) dt_s x_s,     l = cumsum(dt A)
+
+A token-by-token loop has no matrix product in it; the sum in full is quadratic in the length.
+The chunked form takes the good half of each. The length is cut into chunks of Q tokens; then
+
+1. within a chunk, the sum as matrix products (quadratic in Q only);
+2. for each chunk, the state that its own tokens leave at its end;
+3. a loop over chunks, not tokens, that carries the state across;
+4. for each token, what the state at the start of its chunk still contributes.
+
+What matters for cost: B and C belong to a *group* of heads, so C B^T is computed once a group;
+the (Q, Q) matrices of step 1 are never kept for the backward pass but computed again; products
+have operands in the dtype of x with FP32 accumulation, dt and l are FP32. What matters for being
+right: l_t - l_s is masked *before* exp, since above the diagonal it is positive and overflows,
+and 0 * inf in the backward pass would be NaN.
+
+Packed documents (`seq_idx`): a token sees the tokens of its own document only, and the state is
+dropped at a boundary. The initial state belongs to the document of the first token.
+
+Source: arXiv 2405.21060, section 6.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from nvfp4_jax.models.product import accumulator, contract
+
+
+class Chunks(NamedTuple):
+    """The inputs cut into chunks; heads split into (group, head within the group).
+
+    b batch, c chunks, q tokens of a chunk, g groups, r heads of a group, p P, n N.
+    """
+
+    x: Array  # (b, c, q, g, r, p)
+    dt: Array  # (b, c, g, r, q), FP32
+    log_decay: Array  # (b, c, g, r, q), FP32: l, the running sum of dt A within the chunk
+    B: Array  # (b, c, q, g, n)
+    C: Array  # (b, c, q, g, n)
+    seq_idx: Array | None  # (b, c, q)
+
+
+def ssd(
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    *,
+    chunk: int = 128,
+    seq_idx: Array | None = None,
+    initial_state: Array | None = None,
+) -> tuple[Array, Array]:
+    """Run the recurrence above over a batch of rows.
+
+    Args:
+      x: (batch, length, H, P).
+      dt: (batch, length, H), after softplus.
+      A: (H,), negative.
+      B, C: (batch, length, G, N); head h uses group h // (H / G).
+      D: (H,).
+      chunk: Q; changes the order of summation only. Any length will do: the last chunk is padded
+        with tokens of dt = 0, which neither decay the state nor add to it.
+      seq_idx: (batch, length), the document of each token, starting at any number; equal numbers
+        next to each other are one document.
+      initial_state: (batch, H, P, N), zeros when left out.
+
+    Returns:
+      y (batch, length, H, P) in the dtype of x, and the state after the last token
+      (batch, H, P, N) in FP32 (float64 for float64 inputs).
+    """
+    batch, length, heads, head_dim = x.shape
+    groups, size = B.shape[2:]
+    wide = accumulator(x.dtype)
+    chunks = _cut(x, dt.astype(wide), A.astype(wide), B, C, seq_idx, min(chunk, length))
+    if initial_state is None:
+        initial_state = jnp.zeros((batch, heads, head_dim, size), wide)
+    start = initial_state.astype(wide).reshape(batch, groups, -1, head_dim, size)
+
+    kept = _kept(chunks)
+    states, final = _carry(_left_behind(chunks), _survival(chunks, kept), start)
+    y = jax.checkpoint(_within)(chunks) + _from_start(chunks, kept, states)
+    y = y.reshape(batch, -1, heads, head_dim)[:, :length]
+    y = y + D.astype(wide)[:, None] * x.astype(wide)
+    return y.astype(x.dtype), final.reshape(initial_state.shape)
+
+
+def _cut(
+    x: Array, dt: Array, A: Array, B: Array, C: Array, seq_idx: Array | None, chunk: int
+) -> Chunks:
+    """Pad to whole chunks, then give every array its chunk and group axes."""
+    batch, length, heads, head_dim = x.shape
+    groups, size = B.shape[2:]
+    count = -(-length // chunk)
+    missing = count * chunk - length
+
+    def cut(array: Array, *inner: int, mode: str = "constant") -> Array:
+        padding = [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2)
+        padded = jnp.pad(array, padding, mode=mode) if missing else array
+        return padded.reshape(batch, count, chunk, *inner)
+
+    steps = jnp.moveaxis(cut(dt, groups, -1), 2, -1)
+    return Chunks(
+        x=cut(x, groups, heads // groups, head_dim),
+        dt=steps,
+        log_decay=jnp.cumsum(steps * A.reshape(groups, -1, 1), axis=-1),
+        B=cut(B, groups, size),
+        C=cut(C, groups, size),
+        seq_idx=None if seq_idx is None else cut(seq_idx, mode="edge"),
+    )
+
+
+def _within(chunks: Chunks) -> Array:
+    """Step 1, (b, c, q, g, r, p): what the tokens of a chunk give each other."""
+    x, dt, log_decay, B, C, seq_idx = chunks
+    wide, chunk = dt.dtype, x.shape[2]
+    scores = contract("bcqgn,bckgn->bcgqk", C, B, x.dtype, wide)
+    allowed = jnp.tril(jnp.ones((chunk, chunk), bool))
+    if seq_idx is not None:
+        allowed = allowed & (seq_idx[..., :, None] == seq_idx[..., None, :])[:, :, None, None]
+    gap = log_decay[..., :, None] - log_decay[..., None, :]
+    decay = jnp.exp(jnp.where(allowed, gap, -jnp.inf))
+    weights = scores[:, :, :, None] * decay * dt[..., None, :]
+    return contract("bcgrqk,bckgrp->bcqgrp", weights, x, x.dtype, wide)
+
+
+def _left_behind(chunks: Chunks) -> Array:
+    """Step 2, (c, b, g, r, p, n): the state that each chunk's own tokens leave at its end."""
+    x, dt, log_decay, B, _, seq_idx = chunks
+    weight = jnp.exp(log_decay[..., -1:] - log_decay) * dt
+    if seq_idx is not None:
+        weight = jnp.where((seq_idx == seq_idx[..., -1:])[:, :, None, None], weight, 0)
+    weighted = x.astype(dt.dtype) * jnp.moveaxis(weight, -1, 2)[..., None]
+    return contract("bcqgrp,bcqgn->cbgrpn", weighted, B, x.dtype, dt.dtype)
+
+
+def _kept(chunks: Chunks) -> Array | None:
+    """(b, c, q): whether a token belongs to the document of the state its chunk starts with."""
+    seq_idx = chunks.seq_idx
+    if seq_idx is None:
+        return None
+    before = jnp.concatenate([seq_idx[:, :1, :1], seq_idx[:, :-1, -1:]], axis=1)
+    return seq_idx == before
+
+
+def _survival(chunks: Chunks, kept: Array | None) -> Array:
+    """(c, b, g, r): the factor by which a chunk shrinks the state it starts with."""
+    factor = jnp.exp(chunks.log_decay[..., -1])
+    if kept is not None:
+        factor = jnp.where(kept[:, :, -1, None, None], factor, 0)
+    return jnp.moveaxis(factor, 1, 0)
+
+
+def _carry(left: Array, survival: Array, start: Array) -> tuple[Array, Array]:
+    """Step 3: the state each chunk starts with, (c, b, g, r, p, n), and the one at the end."""
+
+    def step(state: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        added, factor = chunk
+        return state * factor[..., None, None] + added, state
+
+    final, states = lax.scan(step, start, (left, survival))
+    return states, final
+
+
+def _from_start(chunks: Chunks, kept: Array | None, states: Array) -> Array:
+    """Step 4, (b, c, q, g, r, p): what the state at the start of a chunk gives its tokens."""
+    factor = jnp.exp(chunks.log_decay)
+    if kept is not None:
+        factor = jnp.where(kept[:, :, None, None], factor, 0)
+    read = contract("bcqgn,cbgrpn->bcqgrp", chunks.C, states, chunks.x.dtype, factor.dtype)
+    return read * jnp.moveaxis(factor, -1, 2)[..., None]
