@@ -1,0 +1,61 @@
+"""Letting XLA partition our arithmetic when the caller's mesh has explicit axes.
+
+With explicit axes JAX asks every reshape and reduction how its result is sharded. Quantization
+reshapes a lot (blocks, tiles, rotations) and its results must not depend on sharding at all, so
+we hand the inside to the automatic partitioner and say only how the result is laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def explicit_mesh(*arrays: jax.Array) -> Any | None:
+    """The abstract mesh of the first array placed on explicit mesh axes, or None."""
+    for array in arrays:
+        mesh = jax.typeof(array).sharding.mesh
+        if not mesh.empty and mesh.explicit_axes:
+            return mesh
+    return None
+
+
+def run_automatic(fn: Callable, mesh: Any | None, out_sharding: Any, *args: Any) -> Any:
+    """`fn(*args)` with the mesh's explicit axes automatic inside; plain `fn(*args)` without a mesh.
+
+    Args:
+      fn: a function of arrays.
+      mesh: what `explicit_mesh` returned.
+      out_sharding: a sharding for each array of the result, as a pytree of its structure.
+      *args: arrays (or None).
+    """
+    if mesh is None:
+        return fn(*args)
+    return jax.sharding.auto_axes(fn, axes=tuple(mesh.explicit_axes), out_sharding=out_sharding)(
+        *args
+    )
+
+
+def fitting_sharding(mesh: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> NamedSharding:
+    """`spec` where it divides `shape` evenly, replicated along the other axes."""
+    entries = tuple(spec) + (None,) * (len(shape) - len(spec))
+    return NamedSharding(
+        mesh,
+        PartitionSpec(
+            *(
+                entry if size % _devices(mesh, entry) == 0 else None
+                for size, entry in zip(shape, entries, strict=True)
+            )
+        ),
+    )
+
+
+def _devices(mesh, entry) -> int:
+    names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    count = 1
+    for name in names:
+        count *= mesh.shape[name]
+    return count

@@ -1,0 +1,116 @@
+"""`lax.dot_general`'s dimension numbers, in one place.
+
+However many axes a product has, quantization wants to know three things of an operand: which axis
+is contracted (blocks lie along it), which are rows, and which are batch. `Dims` says so, `merge`
+reshapes an operand to (batch, rows, contraction) in the order its axes already have, so that the
+usual layouts move no data, and `restore` puts a product back into an operand's layout.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+DimensionNumbers = tuple[
+    tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
+]
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The axes of one operand: batch, free (kept in the product), and contracted."""
+
+    batch: tuple[int, ...]
+    free: tuple[int, ...]
+    contract: tuple[int, ...]
+
+    def swapped(self) -> Dims:
+        """The same operand in the product that contracts what was free: W in Dgrad, x in Wgrad."""
+        return Dims(self.batch, self.contract, self.free)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An operand with one axis a group; `batch` is None where there is no batch axis."""
+
+    array: Array
+    batch: int | None
+    contract: int
+
+    def with_array(self, array: Array) -> Merged:
+        """The same axes for another array."""
+        return Merged(array, self.batch, self.contract)
+
+
+def operand_dims(numbers: DimensionNumbers, lhs_ndim: int, rhs_ndim: int) -> tuple[Dims, Dims]:
+    """The `Dims` of both operands of `lax.dot_general`.
+
+    Raises:
+      ValueError: an axis out of range, named twice, or without a partner.
+    """
+    (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers
+    if len(lhs_contract) != len(rhs_contract) or len(lhs_batch) != len(rhs_batch):
+        raise ValueError(f"dimension_numbers {numbers} pair different numbers of axes")
+    return (
+        _dims("lhs", lhs_batch, lhs_contract, lhs_ndim),
+        _dims("rhs", rhs_batch, rhs_contract, rhs_ndim),
+    )
+
+
+def merge(x: Array, dims: Dims) -> Merged:
+    """`x` reshaped to at most (batch, free, contraction), the last two in either order."""
+    groups = [dims.free, dims.contract]
+    if dims.free and dims.contract and dims.contract[0] < dims.free[0]:
+        groups.reverse()
+    if dims.batch:
+        groups.insert(0, dims.batch)
+    order = tuple(axis for group in groups for axis in group)
+    if order != tuple(range(x.ndim)):
+        groups = [dims.batch, dims.free, dims.contract] if dims.batch else [dims.free, dims.contract]
+        x = jnp.transpose(x, tuple(axis for group in groups for axis in group))
+        sizes = _transposed_sizes(x.shape, groups)
+    else:
+        sizes = tuple(math.prod(x.shape[axis] for axis in group) for group in groups)
+    batch = 0 if dims.batch else None
+    contract = len(groups) - 1 if groups[-1] is dims.contract else len(groups) - 2
+    return Merged(x.reshape(sizes), batch, contract)
+
+
+def product_numbers(a: Merged, b: Merged) -> DimensionNumbers:
+    """Dimension numbers of the product of two merged operands: (batch, a's free, b's free)."""
+    batch = ((a.batch,), (b.batch,)) if a.batch is not None and b.batch is not None else ((), ())
+    return ((a.contract,), (b.contract,)), batch
+
+
+def restore(product: Array, shape: tuple[int, ...], order: tuple[int, ...]) -> Array:
+    """A merged product in the layout of an operand of `shape`.
+
+    `order` lists the operand's axes as the product has them: batch, then rows, then columns.
+    """
+    x = product.reshape(tuple(shape[axis] for axis in order))
+    if order == tuple(range(len(order))):
+        return x
+    inverse = sorted(range(len(order)), key=lambda position: order[position])
+    return jnp.transpose(x, inverse)
+
+
+def _dims(name, batch, contract, ndim):
+    used = (*batch, *contract)
+    if len(set(used)) != len(used) or any(not 0 <= axis < ndim for axis in used):
+        raise ValueError(
+            f"{name} has {ndim} axes; batch {tuple(batch)} and contracting {tuple(contract)} must "
+            "be different axes of it, counted from 0"
+        )
+    free = tuple(axis for axis in range(ndim) if axis not in used)
+    return Dims(tuple(batch), free, tuple(contract))
+
+
+def _transposed_sizes(shape, groups):
+    sizes, start = [], 0
+    for group in groups:
+        sizes.append(math.prod(shape[start : start + len(group)]))
+        start += len(group)
+    return tuple(sizes)
