@@ -6,5 +6,7 @@ from nvfp4_jax.models.hybrid import Hybrid as Hybrid
 from nvfp4_jax.models.hybrid import count_parameters as count_parameters
 from nvfp4_jax.models.presets import PRESETS as PRESETS
 from nvfp4_jax.models.presets import preset as preset
+from nvfp4_jax.models.pretrained import from_pretrained as from_pretrained
+from nvfp4_jax.models.pretrained import save_pretrained as save_pretrained
 from nvfp4_jax.models.repeats import Repeat as Repeat
 from nvfp4_jax.models.repeats import find_repeats as find_repeats

@@ -11,7 +11,9 @@ Until something is bound, a layer multiplies in its compute dtype (`default_dot_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -53,11 +55,18 @@ def linear(
     )
 
 
-def cast_input_only(arrays: Sequence[Array | None], *, dtype: DTypeLike) -> tuple:
-    """Flax's `promote_dtype`, leaving the weight as it is stored."""
-    x, *weights = arrays
-    assert x is not None  # Flax passes (input, kernel, bias)
-    return x.astype(dtype), *weights
+def cast_input_only[Operands: tuple[Any, ...]](
+    args: Operands, /, *, dtype: DTypeLike | None = None, inexact: bool = True
+) -> Operands:
+    """Flax's `promote_dtype` for (input, kernel, bias), leaving the weights as they are stored.
+
+    Raises:
+      TypeError: no dtype, or an integer one: a layer of this package always has a float dtype.
+    """
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(f"a linear layer computes in a float dtype, not {dtype}")
+    x, *weights = args
+    return cast("Operands", (x.astype(dtype), *weights))
 
 
 def default_dot_general(

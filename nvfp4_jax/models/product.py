@@ -20,6 +20,7 @@ As with every custom_vjp, forward-mode differentiation raises.
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,6 @@ def accumulator(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def contract(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTypeLike) -> Array:
     """einsum(equation, a, b) with operands cast to `compute`, returned as `result`.
 
@@ -43,7 +43,7 @@ def contract(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTyp
       compute: dtype of the operands of all three products.
       result: dtype of the result; the sum is rounded to it once.
     """
-    return _product(equation, a, b, compute, result)
+    return cast(Array, _contract(equation, a, b, compute, result))
 
 
 def _product(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTypeLike) -> Array:
@@ -55,6 +55,11 @@ def _product(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTyp
         preferred_element_type=accumulator(compute),
     )
     return product.astype(result)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _contract(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTypeLike) -> Array:
+    return _product(equation, a, b, compute, result)
 
 
 def _forward(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTypeLike):
@@ -70,4 +75,4 @@ def _backward(equation: str, compute: DTypeLike, _: DTypeLike, operands, dy: Arr
     return da, db
 
 
-contract.defvjp(_forward, _backward)
+_contract.defvjp(_forward, _backward)
