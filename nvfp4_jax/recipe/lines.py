@@ -28,11 +28,11 @@ class Lines:
         for line, statement in statements(text):
             if statement.startswith("["):
                 table = self._header(statement)
-                self._line.setdefault(table, line)
+                path = table
             else:
                 path = self._inside(table, _keys(f"{_left_of_equals(statement)} = 0"))
-                for depth in range(len(table) + 1, len(path) + 1):
-                    self._line.setdefault(path[:depth], line)
+            for depth in range(1, len(path) + 1):
+                self._line.setdefault(path[:depth], line)
 
     def of(self, path: tuple[Key, ...]) -> int | None:
         """The line of the longest part of `path` that has one, None for the file as a whole."""
@@ -69,6 +69,8 @@ def statements(text: str) -> Iterator[tuple[int, str]]:
             parts.append(word)
             depth += (word in "[{") - (word in "]}") if len(word) == 1 else 0
         line += word.count("\n")
+    if rest := "".join(parts).strip():  # a bracket that is never closed
+        yield start, rest
 
 
 def _left_of_equals(statement: str) -> str:

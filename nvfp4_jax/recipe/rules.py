@@ -134,5 +134,5 @@ def check_precision_name(name: str, precisions: tuple[str, ...], place: Place) -
     if name not in precisions:
         raise place.at("precision").error(
             f"precision = {name!r} is not defined in this file: "
-            f"{nearest_spelling(name, precisions)}"
+            f"{nearest_spelling(name, precisions)}, or write [precision.{name}.GEMM] tables"
         )

@@ -148,6 +148,11 @@ def _check_time(key: str, when: When, place: Place) -> None:
         )
     if when < 0:
         raise place.at(key).error(f"{key} = {when} is negative; steps count from 0")
+    if key == "from" and isinstance(when, float) and when == 1:
+        raise place.at(key).error(
+            "from = 1.0 is the end of the run, so this never holds; give a smaller fraction, or "
+            "1 for the step"
+        )
 
 
 def _before(one: When, other: When) -> bool:

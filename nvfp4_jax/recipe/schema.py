@@ -140,5 +140,6 @@ def _mistyped(place: Place, table: Table, wanted: str, got: str) -> Exception:
     if place.path in (("rule",), ("schedule",)):
         hint = f"; head each entry with [[{key}]]"
     elif wanted == "a table":
-        hint = f"; write [{'.'.join(map(str, place.path))}] or {key} = {{ ... }}"
+        header = place.path == ("precision",)
+        hint = "; head it with [precision.NAME.GEMM]" if header else f"; write {key} = {{ ... }}"
     return place.error(f"{shown}: expected {wanted}, got {got}{hint}")
