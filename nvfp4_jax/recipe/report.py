@@ -1,8 +1,8 @@
 """An `Explanation` as plain text for a person, and as JSON for a program.
 
-A 12B has 62 blocks and 152 linear layers, too many to read, so rows are folded: `blocks_2..53/
-mamba/in_proj` speaks for every block from 2 to 53 that has this layer, all of the same shape,
-under the same rule. Between two such rows of one layer nothing is left out.
+A 12B has 62 blocks and 137 linear layers, too many to read, so rows are folded:
+`blocks_2..51/mamba/in_proj` with n = 23 speaks for every block from 2 to 51 that has this layer,
+all 23 of the same shape and under the same rule.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _layers(explanation: Explanation, every_layer: bool, width: int) -> str:
     runs = [[x] for x in explanation.layers] if every_layer else folded(explanation.layers)
     for separator in (", ", ",\n"):
         titles = [f"{gemm}\n{separator.join(OPERANDS_OF[gemm])}" for gemm in GEMMS]
-        header = ["layer", "count", "shape", "rule", "precision", *titles]
-        table = text_table(header, [_row(run, separator) for run in runs], right=(1, 3))
+        header = ["layer", "n", "shape", "rule\ngives", *titles]
+        table = text_table(header, [_row(run, separator) for run in runs], right=(1,))
         if max(map(len, table.split("\n"))) <= width:
             break
     return table
@@ -119,9 +119,8 @@ def _row(run: list[Layer], separator: str) -> list[str]:
     return [
         _run_name(run),
         str(len(run)),
-        " x ".join(map(str, layer.shape)),
-        str(layer.rule),
-        layer.precision_name,
+        "x".join(map(str, layer.shape)),
+        f"{layer.rule} {layer.precision_name}",
         *(_gemm_cell(layer.precision, gemm, separator) for gemm in GEMMS),
     ]
 
