@@ -69,7 +69,9 @@ def merge(x: Array, dims: Dims) -> Merged:
         groups.insert(0, dims.batch)
     order = tuple(axis for group in groups for axis in group)
     if order != tuple(range(x.ndim)):
-        groups = [dims.batch, dims.free, dims.contract] if dims.batch else [dims.free, dims.contract]
+        groups = (
+            [dims.batch, dims.free, dims.contract] if dims.batch else [dims.free, dims.contract]
+        )
         x = jnp.transpose(x, tuple(axis for group in groups for axis in group))
         sizes = _transposed_sizes(x.shape, groups)
     else:

@@ -187,13 +187,27 @@ def _gemm(
         return _operand(getattr(precision, name), operand, gemm_key, name, call.implementation)
 
     (a, a_scale), (b, b_scale) = prepare(a_name, a), prepare(b_name, b)
-    a, b = _equally_long(a, b)
-    y = lax.dot_general(
-        a.array, b.array, product_numbers(a, b), preferred_element_type=jnp.float32
-    )
+    y = _product(*_equally_long(a, b))
     for scale in (a_scale, b_scale):
         y = y if scale is None else y * scale
     return y
+
+
+def _product(a: Merged, b: Merged) -> Array:
+    """bf16 times bf16 with FP32 accumulation and an FP32 result.
+
+    XLA's CPU backend (jaxlib 0.11.2) fails at run time when it folds a transposition before or
+    after into such a product; barriers on all sides keep it from doing so.
+    """
+    numbers = product_numbers(a, b)
+
+    def product(a, b):
+        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+    def product_on_cpu(a, b):
+        return lax.optimization_barrier(product(*lax.optimization_barrier((a, b))))
+
+    return lax.platform_dependent(a.array, b.array, cpu=product_on_cpu, default=product)
 
 
 def _operand(
@@ -265,7 +279,9 @@ def _check_arguments(lhs, rhs, precision, preferred_element_type):
     if preferred_element_type is not None and not jnp.issubdtype(
         preferred_element_type, jnp.floating
     ):
-        raise TypeError(f"preferred_element_type = {preferred_element_type}: a float dtype is needed")
+        raise TypeError(
+            f"preferred_element_type = {preferred_element_type}: a float dtype is needed"
+        )
     allowed = (None, lax.Precision.DEFAULT, "default")
     pair = precision if isinstance(precision, tuple) else (precision,)
     if any(entry not in allowed for entry in pair):

@@ -71,12 +71,8 @@ FORMATS: dict[str, Format] = {
     "mxfp4": Format(E2M1, "e8m0", ("1x32",), ("up", "floor")),
     "mxfp8_e4m3": Format(E4M3, "e8m0", ("1x32",), ("up", "floor")),
     "mxfp8_e5m2": Format(E5M2, "e8m0", ("1x32",), ("up", "floor")),
-    "fp8_e4m3": Format(
-        E4M3, "float32", ("1x128", "128x128", "tensor"), ("amax", "power_of_two")
-    ),
-    "fp8_e5m2": Format(
-        E5M2, "float32", ("tensor", "1x128", "128x128"), ("amax", "power_of_two")
-    ),
+    "fp8_e4m3": Format(E4M3, "float32", ("1x128", "128x128", "tensor"), ("amax", "power_of_two")),
+    "fp8_e5m2": Format(E5M2, "float32", ("tensor", "1x128", "128x128"), ("amax", "power_of_two")),
 }
 
 

@@ -79,7 +79,9 @@ class Quantizer:
                 f"sign = 'fixed' is defined for rht = 16 only, not {self.rht}; use sign = 'random'"
             )
         if self.sign == "random" and self.rht == 0:
-            raise ValueError("sign = 'random' has no effect without an rht; set rht or leave it out")
+            raise ValueError(
+                "sign = 'random' has no effect without an rht; set rht or leave it out"
+            )
 
     @property
     def spec(self) -> Format:
@@ -114,7 +116,9 @@ class Quantizer:
         if self.scale != self.spec.scales[0]:
             words.append(self.scale)
         if self.rht:
-            words.append(f"rht{self.rht}" + ("±" if self.rht == 16 and self.sign == "random" else ""))
+            words.append(
+                f"rht{self.rht}" + ("±" if self.rht == 16 and self.sign == "random" else "")
+            )
         if self.rounding == "stochastic":
             words.append(f"sr{self.bits}")
         return " ".join(words)

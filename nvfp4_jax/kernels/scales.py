@@ -58,9 +58,7 @@ def nvfp4_tensor_scale(amax: Int32[Array, ""]) -> Float32[Array, ""]:
     return jnp.where(is_finite(amax), scale, jnp.float32(jnp.nan))
 
 
-def power_of_two_scales(
-    block_amax: Int32[Array, "..."], element: Element, rule: str
-) -> Scales:
+def power_of_two_scales(block_amax: Int32[Array, "..."], element: Element, rule: str) -> Scales:
     """2^e: `up` and `power_of_two` take ceil(log2(amax / max)), `floor` floor(log2 amax) - emax.
 
     Exponents come from the bits: with amax = m * 2^k and max = M * 2^emax, both mantissas in
@@ -68,7 +66,8 @@ def power_of_two_scales(
     """
     exponent = (block_amax >> 23) - 127 - element.max_exponent
     if rule != "floor":
-        exponent = exponent + ((block_amax & 0x7FFFFF) > _mantissa_bits(element.max))
+        above = (block_amax & 0x7FFFFF) > _mantissa_bits(element.max)
+        exponent = exponent + above.astype(jnp.int32)
     if rule == "power_of_two":  # kept in FP32, where an all-zero block has scale 1
         exponent = jnp.clip(jnp.where(block_amax == 0, 0, exponent), -126, 126)
     else:  # kept as E8M0, 2^-127 to 2^127
