@@ -14,7 +14,9 @@ the line, the place and the remedy.
 The package knows nothing of Flax: a model is a set of layer paths.
 """
 
+from nvfp4_jax.recipe.blocks import count_blocks as count_blocks
 from nvfp4_jax.recipe.errors import RecipeError as RecipeError
+from nvfp4_jax.recipe.explain import Explanation as Explanation
 from nvfp4_jax.recipe.kinds import KINDS as KINDS
 from nvfp4_jax.recipe.kinds import kind_of as kind_of
 from nvfp4_jax.recipe.layers import layer_path as layer_path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from nvfp4_jax.quantizer import nearest_spelling
@@ -56,7 +57,7 @@ def _shipped(name: str) -> Recipe:
     return Recipe.from_text(_decoded(data, source), name, source)
 
 
-def _shipped_folder():
+def _shipped_folder() -> Traversable:
     package = resources.files("nvfp4_jax")
     installed = package.joinpath("recipes")
     if installed.is_dir():

@@ -55,7 +55,8 @@ class Recipe:
 
     Attributes:
       name: `nvfp4` for recipes/nvfp4.toml.
-      text: the file's exact text; `Recipe.from_text(text, name)` gives the recipe back.
+      text: the file's exact text, whatever step `at` was asked for; a checkpoint keeps it, and
+        `Recipe.from_text(text, name)` gives the recipe back.
       source: the file, as errors call it.
       precisions: the named precisions, `bf16` first.
       rules: asked in order.
@@ -95,7 +96,7 @@ class Recipe:
         """16 hex digits of what the recipe means: equal through comments, spacing, file names.
 
         It changes with whatever can change a number: formats and options, rules and their order,
-        schedule, evaluation. It is the same in every process.
+        schedule, evaluation. It is the same in every process. What `at` returns has its own.
         """
         rules = [(rule.text, rule.precision) for rule in self.rules]
         schedule = [(e.start, e.until, e.gemms, e.precision) for e in self.schedule]
@@ -176,14 +177,13 @@ class Recipe:
     def _with(self, gemms: tuple[str, ...], target: str) -> Recipe:
         # What is governed is read from the file's own words: a precision that an earlier change
         # took to bf16 is still one that the next change may speak of.
-        governed = (named.written.quantized for named in self.precisions)
-        changed = (
-            self._taking(named, gemms, target) if quantized else named
-            for named, quantized in zip(self.precisions, governed, strict=True)
-        )
+        changed = [
+            self._taking(named, gemms, target) if named.written.quantized else named
+            for named in self.precisions
+        ]
         return replace(self, precisions=tuple(changed))
 
-    def _taking(self, named: NamedPrecision, gemms: tuple[str, ...], target: str):
+    def _taking(self, named: NamedPrecision, gemms: tuple[str, ...], target: str) -> NamedPrecision:
         pairs = zip(GEMMS, named.sources, strict=True)
         sources = {gemm: target if gemm in gemms else source for gemm, source in pairs}
         taken = {gemm: getattr(self._named(s).written, gemm) for gemm, s in sources.items()}

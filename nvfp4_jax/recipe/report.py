@@ -80,6 +80,10 @@ def _header(explanation: Explanation) -> str:
         f"{explanation.parameters:,} parameters, {_linear_parameters(explanation):,} in them",
     ]
     lines += [f"schedule: {entry.text}" for entry in recipe.schedule]
+    if recipe.schedule:
+        lines.append(
+            "          (below: what the rules say; recipe.at(step, total_steps) is a step)"
+        )
     if recipe.evaluation is not None:
         lines.append(f"evaluation: {recipe.evaluation}")
     return "\n".join(lines)

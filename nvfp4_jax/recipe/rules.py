@@ -77,7 +77,9 @@ def compile_regex(regex: str) -> re.Pattern[str]:
     return re.compile(regex)
 
 
-def decode_rules(tables: list[Table], precisions: tuple[str, ...], place: Place):
+def decode_rules(
+    tables: list[Table], precisions: tuple[str, ...], place: Place
+) -> tuple[Rule, ...]:
     """The rules of a file, in order.
 
     Raises:

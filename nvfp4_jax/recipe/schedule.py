@@ -98,7 +98,9 @@ def check_order(entries: tuple[Entry, ...], total_steps: int, file: str) -> None
         earliest = start
 
 
-def decode_schedule(tables: list[Table], precisions: tuple[str, ...], place: Place):
+def decode_schedule(
+    tables: list[Table], precisions: tuple[str, ...], place: Place
+) -> tuple[Entry, ...]:
     """The schedule of a file, in order.
 
     Raises:

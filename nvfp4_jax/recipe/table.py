@@ -7,7 +7,9 @@ from collections.abc import Sequence
 GAP = "  "
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()):
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> str:
     """`rows` under `header` and a rule; the columns numbered in `right` are right-aligned.
 
     A cell may have several lines; its row then takes as many.

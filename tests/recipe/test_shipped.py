@@ -95,7 +95,10 @@ def test_nemotron_3_keeps_attention_and_mambas_output_wider():
 
 
 def test_they_load_from_a_wheel(tmp_path):
-    """Build the wheel, unpack it away from the checkout, and load every recipe there."""
+    """Build the wheel, unpack it away from the checkout, and load every recipe there.
+
+    That is another process with other hash seeds: its digests must be ours.
+    """
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
