@@ -85,7 +85,7 @@ def _standard_library() -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     name = f"the standard library of Python {platform.python_version()}"
     documents = _read(root, (p for p in sorted(root.rglob("*.py")) if _is_library(root, p)))
-    return _split(name, documents)
+    return _split(name, [d for d in documents if _is_text(d.data)])
 
 
 def _is_library(root: Path, path: Path) -> bool:
@@ -112,7 +112,7 @@ def _folder(root: Path) -> Corpus:
 
 def _is_visible(root: Path, path: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and (path.is_file() or path.is_symlink() and not path.exists())
+    return not hidden and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def _read(root: Path, paths: Iterable[Path]) -> list[Document]:

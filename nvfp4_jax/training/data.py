@@ -2,7 +2,9 @@
 
 All documents are laid end to end, each opened by a separator:
 
-    256 'i' 'm' 'p' 'o' 'r' 't' ... 256 'd' 'e' 'f' ... 256 ...
+    255 'i' 'm' 'p' 'o' 'r' 't' ... 255 'd' 'e' 'f' ... 255 ...
+
+Bytes are the tokens, and 255 is free to separate them: no UTF-8 text contains it.
 
 Window k of length L reads tokens kL .. kL+L: the first L are inputs, the last L their targets, so
 that every byte is predicted exactly once an epoch. Windows do not know of documents; `segment_ids`
@@ -17,7 +19,7 @@ whole state is one integer, and a run resumes without reading what it has read b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import grain
 import numpy as np
@@ -25,8 +27,8 @@ import numpy as np
 from nvfp4_jax.keys import layer_hash
 from nvfp4_jax.training.corpus import Document
 
-SEPARATOR = 256
-VOCABULARY = 257  # what the byte tokenizer can produce; a model's vocabulary is at least this
+SEPARATOR = 255
+VOCABULARY = 256  # what the byte tokenizer can produce; a model's vocabulary is at least this
 
 
 class Batch(TypedDict):
@@ -42,7 +44,7 @@ class Windows:
     """The windows of a packed stream as a random-access source for grain.
 
     Attributes:
-      tokens: (windows * length + 1,) uint16, documents and their separators, padded.
+      tokens: (windows * length + 1,) uint8, documents and their separators, padded.
       separators: the positions of the separators, ascending.
     """
 
@@ -51,7 +53,7 @@ class Windows:
         pieces = [_document(d.data) for d in documents]
         size = sum(piece.size for piece in pieces)
         rows = -(-max(size - 1, 1) // (length * multiple)) * multiple
-        padding = np.full(rows * length + 1 - size, SEPARATOR, np.uint16)
+        padding = np.full(rows * length + 1 - size, SEPARATOR, np.uint8)
         self.length = length
         self.tokens = np.concatenate([*pieces, padding])
         self.separators = np.flatnonzero(self.tokens == SEPARATOR)
@@ -94,9 +96,8 @@ def held_out_batches(
     """At most `count` batches, the same for every run whatever its seed; all windows if fewer."""
     windows = grain.MapDataset.source(Windows(documents, length, multiple=batch))
     batches = windows.shuffle(seed=0).batch(batch)
-    return [batches[i] for i in range(min(count, len(batches)))]
+    return [cast(Batch, batches[i]) for i in range(min(count, len(batches)))]
 
 
 def _document(data: bytes) -> np.ndarray:
-    separator = np.array([SEPARATOR], np.uint16)
-    return np.concatenate([separator, np.frombuffer(data, np.uint8).astype(np.uint16)])
+    return np.concatenate([np.array([SEPARATOR], np.uint8), np.frombuffer(data, np.uint8)])

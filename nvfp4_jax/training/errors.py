@@ -1,4 +1,4 @@
-"""The one kind of error a person can cause: a request that cannot be honoured as it stands."""
+"""The two ways in which a run can fail that are not faults of the code."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class UsageError(ValueError):
     The command line prints it as it is and exits with status 2. Anything else that escapes is a
     fault of ours and keeps its traceback.
     """
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had a loss or gradient that was not finite."""

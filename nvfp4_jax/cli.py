@@ -1,0 +1,134 @@
+"""The command line: `nvfp4 train`, `nvfp4 explain`, `nvfp4 compare`.
+
+A command is a frozen dataclass: its fields are the flags, its docstring the help. Exit status 0
+is success; 2 a request that cannot be honoured, with one message on standard error that names the
+place and the remedy, and nothing written; 1 a run that diverged; 130 Ctrl-C.
+
+What takes time to import (JAX, Flax, Orbax) is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import tyro
+
+from nvfp4_jax.quantizer import nearest_spelling
+from nvfp4_jax.training.config import TrainConfig
+
+USAGE = """\
+usage: nvfp4 COMMAND [OPTIONS]
+
+  train     Train a model on text, with the numerics that a recipe says.
+  explain   Show the precision of every layer of a model under a recipe.
+  compare   Train under several recipes, on the same data and seeds, and show the gaps.
+
+  nvfp4 COMMAND --help lists the options of a command.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Show the precision of every layer of a model under a recipe; nothing is allocated.
+
+    Attributes:
+      model: A preset (tiny, nano-12b-v2, ...) or a JSON file with the fields of a HybridConfig.
+      recipe: A recipe's name (nvfp4, nvfp4-12b, ...) or the path of a TOML file.
+      json: Print JSON.
+      all: Give each layer its own row.
+    """
+
+    model: str = "tiny"
+    recipe: str = "nvfp4"
+    json: bool = False
+    all: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(TrainConfig):
+    """Train under several recipes, on the same data and seeds, and show the gaps to the first.
+
+    Attributes:
+      recipes: Names or paths of recipes; the others are measured against the first.
+      seeds: How many seeds, from --seed on.
+    """
+
+    recipes: tyro.conf.Positional[tuple[str, ...]]
+    seeds: int = 1
+    recipe: tyro.conf.Suppress[str] = "nvfp4"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; `argv` stands for the process's own arguments.
+
+    Raises:
+      SystemExit: with the exit status, when it is not 0 (and for --help, when it is).
+    """
+    command, *arguments = list(sys.argv[1:] if argv is None else argv) or [""]
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    if command not in _COMMANDS:
+        what = f"unknown command {command!r}" if command else "no command"
+        _fail("nvfp4", f"{what}: {nearest_spelling(command, tuple(_COMMANDS))}")
+    options, action = _COMMANDS[command]
+    prog = f"nvfp4 {command}"
+    chosen = tyro.cli(options, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    _run(prog, action, chosen)
+
+
+def _run(prog: str, action: Any, options: Any) -> None:
+    """Call `action(options)`, turning what a person can mend into a message and a status."""
+    from nvfp4_jax.recipe import RecipeError
+    from nvfp4_jax.training import Diverged, UsageError
+
+    try:
+        action(options)
+    except (UsageError, RecipeError) as error:
+        _fail(prog, str(error))
+    except Diverged as error:
+        _fail(prog, str(error), status=1)
+    except KeyboardInterrupt:
+        _fail(prog, "interrupted", status=130)
+
+
+def _fail(prog: str, message: str, status: int = 2) -> None:
+    print(f"{prog}: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _train(config: TrainConfig) -> None:
+    from nvfp4_jax.training import train
+
+    summary = train(config)
+    print(summary)
+    if summary.interrupted:
+        raise SystemExit(130)
+
+
+def _explain(options: Explain) -> None:
+    from nvfp4_jax.recipe import load_recipe
+    from nvfp4_jax.training.model_choice import choose_model
+    from nvfp4_jax.training.state import abstract_model
+
+    config = choose_model(options.model)
+    recipe = load_recipe(options.recipe)
+    explanation = recipe.explain(abstract_model(config), num_blocks=config.num_blocks)
+    print(explanation.to_json() if options.json else explanation.text(every_layer=options.all))
+
+
+def _compare(options: Compare) -> None:
+    from nvfp4_jax.training.compare import compare
+
+    values = {f.name: getattr(options, f.name) for f in fields(TrainConfig)}
+    compare(TrainConfig(**values), options.recipes, options.seeds)
+
+
+_COMMANDS: dict[str, tuple[Any, Any]] = {
+    "train": (TrainConfig, _train),
+    "explain": (Explain, _explain),
+    "compare": (Compare, _compare),
+}

@@ -1,0 +1,82 @@
+"""Precision meets model: every linear layer gets its `dot_general` just before its block runs.
+
+The recipe is resolved once, before anything is traced, into a *table*: layer path -> precision.
+The table is hashable and static; it is all of the recipe that a compiled step depends on, so two
+moments of a schedule with equal tables share one executable.
+
+A layer's key is folded from step, microbatch and the hash of its path (see `nvfp4_jax.keys`).
+Inside a scan over repeats one traced block stands for several, and their hashes are gathered with
+the traced number of the repeat: the bits are those of the unrolled model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from nvfp4_jax.dot_general import make_dot_general
+from nvfp4_jax.keys import layer_hash
+from nvfp4_jax.precision import LinearPrecision
+from nvfp4_jax.recipe import Recipe, linear_layers
+
+Table = tuple[tuple[str, LinearPrecision], ...]
+Bind = Callable[[Any, tuple[int, ...], jax.Array | None], None]
+
+
+def precision_table(recipe: Recipe, model: nnx.Module, num_blocks: int) -> Table:
+    """(layer path, precision) of every linear layer of the model, sorted by path.
+
+    Raises:
+      RecipeError: a layer no rule covers, or a rule that matches nothing.
+    """
+    paths = sorted(linear_layers(model))
+    recipe.check(paths, num_blocks=num_blocks)
+    return tuple((path, recipe.resolve(path, num_blocks=num_blocks).precision) for path in paths)
+
+
+def block_labels(table: Table, blocks: tuple[str, ...]) -> tuple[tuple, ...]:
+    """One hashable label a block, letters and precisions; equal labels may share a scan."""
+    labels: list[tuple] = [(letters,) for letters in blocks]
+    for path, precision in table:
+        block, _, inside = path.partition("/")
+        if block.startswith("blocks_"):
+            labels[int(block.removeprefix("blocks_"))] += ((inside, precision),)
+    return tuple(labels)
+
+
+def make_bind(table: Table, key: jax.Array) -> Bind:
+    """The callback that `models.apply_blocks` calls with each block about to run.
+
+    Args:
+      table: the precision of every layer.
+      key: the microbatch's key (`keys.microbatch_key`), possibly traced.
+    """
+    precisions = dict(table)
+
+    def bind(block: Any, indices: tuple[int, ...], repeat: jax.Array | None) -> None:
+        for name, linear in linears(block):
+            paths = [f"blocks_{i}/{name}" for i in indices]
+            bind_linear(linear, precisions[paths[0]], _fold(key, paths, repeat))
+
+    return bind
+
+
+def bind_linear(linear: nnx.Linear, precision: LinearPrecision, key: jax.Array) -> None:
+    """Let `linear` multiply in `precision`, drawing from `key` if it draws at all."""
+    linear.dot_general = make_dot_general(precision, key=key if precision.needs_key else None)
+
+
+def linears(module: Any) -> list[tuple[str, nnx.Linear]]:
+    """The linear layers below a module with their paths inside it."""
+    nodes = nnx.iter_graph(module)
+    return [("/".join(map(str, path)), n) for path, n in nodes if isinstance(n, nnx.Linear)]
+
+
+def _fold(key: jax.Array, paths: list[str], repeat: jax.Array | None) -> jax.Array:
+    hashes = np.array([layer_hash(path) for path in paths])
+    return jax.random.fold_in(key, hashes[0] if repeat is None else jnp.asarray(hashes)[repeat])

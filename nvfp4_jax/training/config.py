@@ -1,0 +1,132 @@
+"""What a person can choose about a run, checked before anything is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nvfp4_jax.training.errors import UsageError
+
+# The choices that decide a number of the run; the others may differ when it is continued.
+DECISIVE = (
+    "steps",
+    "seed",
+    "batch",
+    "length",
+    "microbatches",
+    "learning_rate",
+    "warmup",
+    "decay_fraction",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a model on text, with the numerics that a recipe says.
+
+    Attributes:
+      workdir: Folder of the run; the same command continues what it holds.
+      model: A preset (tiny, 150m, ...) or a JSON file with the fields of a HybridConfig.
+      recipe: A recipe's name (nvfp4, bf16, ...) or the path of a TOML file.
+      steps: Length of the run.
+      data: Folder of UTF-8 text files; Python's standard library if left out.
+      seed: Decides the initial weights, the order of the data and the stochastic rounding.
+      batch: Rows a step.
+      length: Tokens (bytes) a row.
+      microbatches: Parts a batch is computed in, their gradients added in FP32.
+      learning_rate: Its stable value, between warm-up and decay.
+      warmup: Steps of linear warm-up; a tenth of the run, at most 100, if left out.
+      decay_fraction: Share of the run, at its end, in which the learning rate decays.
+      save_every: Steps between checkpoints; there is always one at the end.
+      keep: Checkpoints kept.
+      eval_every: Steps between evaluations on held-out files; there is always one at the end.
+      eval_batches: Batches of an evaluation.
+      max_skipped: Steps in a row that may be skipped, for a loss or gradient that is not finite,
+        before the run stops.
+      remat: Whether to keep everything for the backward pass, or only what passes between blocks.
+      scan: Whether to trace repeated blocks once: faster to compile, not faster to run. auto:
+        from 24 blocks on.
+      compilation_cache: Folder for compiled programs; WORKDIR/compilation-cache if left out.
+      force_recipe: Continue a run although its recipe has changed.
+    """
+
+    workdir: Path
+    model: str = "tiny"
+    recipe: str = "nvfp4"
+    steps: int = 200
+    data: Path | None = None
+    seed: int = 0
+    batch: int = 8
+    length: int = 256
+    microbatches: int = 1
+    learning_rate: float = 3e-3
+    warmup: int | None = None
+    decay_fraction: float = 0.2
+    save_every: int = 100
+    keep: int = 2
+    eval_every: int = 50
+    eval_batches: int = 16
+    max_skipped: int = 10
+    remat: Literal["none", "block"] = "none"
+    scan: Literal["auto", "on", "off"] = "auto"
+    compilation_cache: Path | None = None
+    force_recipe: bool = False
+
+    @property
+    def warmup_steps(self) -> int:
+        """`warmup`, or what stands for it when it is left out."""
+        return min(self.steps // 10, 100) if self.warmup is None else self.warmup
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch."""
+        return self.batch * self.length
+
+    def decisive(self) -> dict[str, int | float]:
+        """The choices that decide a number of the run."""
+        choices = dataclasses.asdict(self) | {"warmup": self.warmup_steps}
+        return {name: choices[name] for name in DECISIVE}
+
+    def check(self) -> None:
+        """Raise a `UsageError` for the first choice that cannot be honoured."""
+        for name in ("steps", "batch", "length", "microbatches", "save_every", "keep"):
+            _at_least(self, name, 1)
+        for name in ("eval_every", "eval_batches", "max_skipped"):
+            _at_least(self, name, 1)
+        _at_least(self, "warmup_steps", 0)
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed {self.seed}: give a number from 0 to 2^32 - 1")
+        if not 0 < self.learning_rate < float("inf"):
+            raise UsageError(f"--learning-rate {self.learning_rate}: give a positive number")
+        if not 0 <= self.decay_fraction <= 1:
+            raise UsageError(f"--decay-fraction {self.decay_fraction}: give a share from 0 to 1")
+        if self.batch % self.microbatches:
+            raise UsageError(
+                f"--microbatches {self.microbatches} does not divide --batch {self.batch}"
+            )
+        _check_schedule(self)
+        _check_workdir(self.workdir)
+
+
+def _at_least(config: TrainConfig, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if value < least:
+        flag = name.removesuffix("_steps").replace("_", "-")
+        raise UsageError(f"--{flag} {value}: give a whole number of at least {least}")
+
+
+def _check_schedule(config: TrainConfig) -> None:
+    decay = round(config.decay_fraction * config.steps)
+    if config.warmup_steps + decay > config.steps:
+        raise UsageError(
+            f"--warmup {config.warmup_steps} and --decay-fraction {config.decay_fraction} "
+            f"({decay} steps) exceed --steps {config.steps}; lower one of them"
+        )
+
+
+def _check_workdir(workdir: Path) -> None:
+    for folder in (workdir, *workdir.absolute().parents):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--workdir {workdir}: {folder} is a file; give a folder")

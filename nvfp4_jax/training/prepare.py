@@ -1,0 +1,121 @@
+"""From choices to everything a run needs; whatever can be wrong with them is found here.
+
+Nothing is written and no parameter is allocated: a run that is refused leaves no trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from nvfp4_jax.recipe import Recipe, load_recipe
+from nvfp4_jax.training.binding import Table, precision_table
+from nvfp4_jax.training.config import TrainConfig
+from nvfp4_jax.training.corpus import Corpus, load_corpus
+from nvfp4_jax.training.model_choice import check_vocabulary, choose_model, describe_model
+from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
+from nvfp4_jax.training.sharding import make_mesh
+from nvfp4_jax.training.state import abstract_model
+from nvfp4_jax.training.step import Program
+
+SCAN_FROM_BLOCKS = 24  # fewer compile quickly enough, and run faster unrolled
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run under one recipe.
+
+    Attributes:
+      start: its first step, from 0.
+      table: the precisions to train in.
+      evaluation: the precisions to evaluate in.
+    """
+
+    start: int
+    table: Table
+    evaluation: Table
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run about to begin: the choices and what they amount to."""
+
+    config: TrainConfig
+    recipe: Recipe
+    corpus: Corpus
+    program: Program
+    model: nnx.Module
+    phases: tuple[Phase, ...]
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    mesh: Mesh
+
+    def phase(self, step: int) -> Phase:
+        """The phase in force at a step, counted from 0."""
+        return next(p for p in reversed(self.phases) if p.start <= step)
+
+    def describe(self) -> dict:
+        """What run this is, as JSON: what a checkpoint carries and `config.json` shows."""
+        return {
+            "model": describe_model(self.program.config),
+            "training": self.config.decisive(),
+            "corpus": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
+            "recipe": {
+                "name": self.recipe.name,
+                "digest": self.recipe.digest,
+                "text": self.recipe.text,
+            },
+            "versions": {"jax": jax.__version__, "flax": flax.__version__},
+        }
+
+
+def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Run:
+    """Check every choice and gather what the run needs.
+
+    Args:
+      config: the choices.
+      corpus: what `config.data` names, if it has been read already.
+
+    Raises:
+      UsageError: a choice that cannot be honoured.
+      RecipeError: a recipe that is wrong in itself or does not fit the model.
+    """
+    config.check()
+    model_config = choose_model(config.model)
+    check_vocabulary(model_config, config.model)
+    recipe = load_recipe(config.recipe)
+    model = abstract_model(model_config)
+    phases = find_phases(recipe, model, model_config.num_blocks, config.steps)
+    scan = config.scan == "on" or (
+        config.scan == "auto" and model_config.num_blocks >= SCAN_FROM_BLOCKS
+    )
+    return Run(
+        config=config,
+        recipe=recipe,
+        corpus=corpus or load_corpus(config.data),
+        program=Program(model_config, nnx.graphdef(model), remat=config.remat, scan=scan),
+        model=model,
+        phases=phases,
+        optimizer=adamw(),
+        schedule=learning_rate_schedule(
+            config.learning_rate, config.steps, config.warmup_steps, config.decay_fraction
+        ),
+        mesh=make_mesh(),
+    )
+
+
+def find_phases(
+    recipe: Recipe, model: nnx.Module, num_blocks: int, steps: int
+) -> tuple[Phase, ...]:
+    """The phases of a run of `steps`, resolved to tables of precisions."""
+    phases = []
+    for start in sorted({0, *recipe.switch_points(steps)}):
+        now = recipe.at(start, steps)
+        tables = [precision_table(r, model, num_blocks) for r in (now, now.for_evaluation())]
+        phases.append(Phase(start, *tables))
+    return tuple(phases)

@@ -1,0 +1,163 @@
+"""One step of training: a pure function, and what it is made of.
+
+    state, batch, key  ->  state, measured
+
+Master weights, their gradients, the sum of the gradients over microbatches and the optimizer are
+FP32; activations and the operands of every product are BF16 or less, as the table of precisions
+says. A loss or gradient that is not finite leaves parameters and optimizer as they were: the step
+counts, but it did not happen.
+
+The gradient is that of the mean over all targets of the batch. Their number is known before the
+first microbatch runs, so each already carries the final scale and they need only be added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from nvfp4_jax import models
+from nvfp4_jax.keys import layer_key
+from nvfp4_jax.training.binding import Table, bind_linear, block_labels, make_bind
+from nvfp4_jax.training.loss import LOGITS_IN_MEMORY, cross_entropy_sum
+from nvfp4_jax.training.state import Parameters, TrainState, assemble
+
+Arrays = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is fixed while a step is traced.
+
+    Attributes:
+      config: the model's shape.
+      definition: the model without its parameters.
+      remat: `none`, or `block` to keep only what passes between blocks for the backward pass.
+      scan: whether blocks that repeat are traced once.
+    """
+
+    config: models.HybridConfig
+    definition: nnx.GraphDef
+    remat: Literal["none", "block"] = "none"
+    scan: bool = False
+
+
+class Measured(NamedTuple):
+    """What a step tells: FP32 scalars, but for the two counters of skipped steps."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+    learning_rate: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+def loss_sum(
+    program: Program, table: Table, parameters: Parameters, batch: Arrays, key: jax.Array
+) -> jax.Array:
+    """The sum of the cross-entropy over a microbatch's unmasked targets, in nats, FP32."""
+    model = assemble(program.definition, parameters)
+    repeats = find_repeats(program, table)
+    hidden = models.apply_blocks(
+        model,
+        model.embed(batch["tokens"]),
+        batch["segment_ids"],
+        bind=make_bind(table, key),
+        repeats=repeats,
+        remat=program.remat,
+    )
+    head_precision = dict(table)["head"]
+    bind_linear(model.head, head_precision, layer_key(key, "head"))
+    # a quantized head has one amax for all its tokens, so they cannot come in chunks
+    in_memory = batch["targets"].size * program.config.vocabulary
+    return cross_entropy_sum(
+        model.head,
+        model.readout(hidden),
+        batch["targets"],
+        batch["mask"],
+        vocabulary=program.config.vocabulary,
+        logits_in_memory=in_memory if head_precision.quantized else LOGITS_IN_MEMORY,
+    )
+
+
+def find_repeats(program: Program, table: Table) -> tuple[models.Repeat, ...]:
+    """The runs of blocks, equal in kind and in precision, that may be scanned."""
+    if not program.scan:
+        return ()
+    return models.find_repeats(block_labels(table, program.config.blocks))
+
+
+def gradients(
+    program: Program, table: Table, parameters: Parameters, batch: Arrays, key: jax.Array
+) -> tuple[jax.Array, Parameters]:
+    """(mean loss, its FP32 gradients) of a batch (microbatches, rows, length)."""
+    targets = jnp.maximum(jnp.sum(batch["mask"], dtype=jnp.float32), 1.0)
+
+    def one(microbatch: Arrays, index: jax.Array) -> tuple[jax.Array, Parameters]:
+        def loss(parameters: Parameters) -> jax.Array:
+            key_here = jax.random.fold_in(key, index)
+            return loss_sum(program, table, parameters, microbatch, key_here) / targets
+
+        return jax.value_and_grad(loss)(parameters)
+
+    count = batch["tokens"].shape[0]
+    if count == 1:
+        return one({name: array[0] for name, array in batch.items()}, jnp.uint32(0))
+
+    def add(total: Any, xs: tuple[Arrays, jax.Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(*xs)), None
+
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, parameters))
+    return jax.lax.scan(add, zeros, (batch, jnp.arange(count, dtype=jnp.uint32)))[0]
+
+
+def make_step(
+    program: Program,
+    table: Table,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Measured]]:
+    """The step under one table of precisions; not jitted.
+
+    The function returned takes the state, a batch (microbatches, rows, length) and the run's key.
+    """
+
+    def step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Measured]:
+        key = jax.random.fold_in(key, state.step)
+        loss, grads = gradients(program, table, state.parameters, batch, key)
+        norm = optax.tree.norm(grads)
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
+        updates, moments = optimizer.update(grads, state.optimizer, state.parameters)
+        moved = jax.tree.map(lambda w, u: w - rate * u, state.parameters, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        parameters, moments = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (moved, moments),
+            (state.parameters, state.optimizer),
+        )
+        skipped = state.skipped + jnp.where(finite, 0, 1)
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        state = TrainState(parameters, moments, state.step + 1, skipped, in_a_row)
+        return state, Measured(loss, norm, rate, skipped, in_a_row)
+
+    return step
+
+
+def make_evaluation(
+    program: Program, table: Table
+) -> Callable[[Parameters, Arrays, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(sum of the loss in nats, number of targets) of a batch (rows, length); not jitted."""
+
+    def evaluate(
+        parameters: Parameters, batch: Arrays, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        total = loss_sum(program, table, parameters, batch, key)
+        return total, jnp.sum(batch["mask"], dtype=jnp.float32)
+
+    return evaluate

@@ -1,0 +1,69 @@
+"""What a run leaves in its folder for people and programs to read.
+
+recipe.toml               the recipe's exact text
+config.json               model, training choices, corpus, versions
+corpus.json               path -> digest of every text file
+explain.txt               the precision of every layer
+metrics.jsonl             a line a step; deterministic
+evaluation.jsonl          a line an evaluation; deterministic
+timings.jsonl             seconds and tokens a second, a line a step
+loss.png                  the course of the loss
+checkpoints/              to continue from
+parameters.safetensors    the final FP32 parameters by path
+compilation-cache/        compiled programs, so that continuing starts at once
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.files import temporary_path, write_atomically, write_json
+from nvfp4_jax.training.plot import plot_run, read_curve
+from nvfp4_jax.training.prepare import Run
+from nvfp4_jax.training.state import TrainState
+
+PARAMETERS = "parameters.safetensors"
+METRICS, EVALUATION, TIMINGS = "metrics.jsonl", "evaluation.jsonl", "timings.jsonl"
+
+
+def write_description(run: Run) -> None:
+    """Make the folder, and write what the run is into it."""
+    workdir = run.config.workdir
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--workdir {workdir}: cannot make the folder: {error.strerror}") from None
+    about = run.describe()
+    text = about["recipe"].pop("text")
+    table = run.recipe.explain(run.model, num_blocks=run.program.config.num_blocks)
+    write_atomically(workdir / "recipe.toml", text)
+    write_json(workdir / "config.json", about)
+    write_json(workdir / "corpus.json", run.corpus.digests)
+    write_atomically(workdir / "explain.txt", f"{table}\n")
+
+
+def write_plot(run: Run) -> Path:
+    """Draw the loss so far."""
+    path = run.config.workdir / "loss.png"
+    label = f"{Path(run.config.model).stem}, {run.recipe.name}"
+    switches = [phase.start for phase in run.phases if phase.start]
+    plot_run(path, read_curve(run.config.workdir, label), label, switches)
+    return path
+
+
+def write_parameters(run: Run, state: TrainState) -> None:
+    """Write the FP32 parameters by path: equal runs write equal files."""
+    path = run.config.workdir / PARAMETERS
+    save_file(jax.device_get(state.parameters), temporary_path(path))
+    os.replace(temporary_path(path), path)
+
+
+def read_parameters(workdir: str | Path) -> dict[str, np.ndarray]:
+    """The final parameters of a finished run, path -> FP32 array."""
+    return load_file(Path(workdir) / PARAMETERS)
