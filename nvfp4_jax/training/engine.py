@@ -73,10 +73,3 @@ class Engine:
     def _compile_evaluation(self, table: Table) -> Callable:
         evaluate = make_evaluation(self._run.program, table)
         return jax.jit(evaluate, out_shardings=self._everywhere)
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Keep compiled programs in `folder`, however quickly they compiled, for the next start."""
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

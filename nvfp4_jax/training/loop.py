@@ -21,10 +21,11 @@ import orbax.checkpoint.experimental.v1 as ocp
 from rich.console import Console
 
 from nvfp4_jax.training import checkpoint
+from nvfp4_jax.training.compilation import compilation_cache
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import Corpus
 from nvfp4_jax.training.data import Batch, held_out_batches, training_batches
-from nvfp4_jax.training.engine import Engine, use_compilation_cache
+from nvfp4_jax.training.engine import Engine
 from nvfp4_jax.training.errors import Diverged
 from nvfp4_jax.training.interrupt import StopRequest, stop_requests
 from nvfp4_jax.training.metrics import Lines
@@ -63,11 +64,12 @@ def train(
     began = time.monotonic()
     console = console or Console()
     run = prepare(config, corpus)
-    use_compilation_cache(str(config.compilation_cache or config.workdir / "compilation-cache"))
-    state, position = begin(run, lambda line: console.print(line, highlight=False, markup=False))
-    write_description(run)
-    _announce(run, state, console)
+    cache = config.compilation_cache or config.workdir / "compilation-cache"
     with contextlib.ExitStack() as stack:
+        stack.enter_context(compilation_cache(cache))
+        state, position = begin(run, lambda line: _print(console, line))
+        write_description(run)
+        _announce(run, state, console)
         loop = _Loop(run, state, position, console, stack)
         stopped_by = loop.run_to_end()
         loop.save()
@@ -219,7 +221,11 @@ def _announce(run: Run, state: TrainState, console: Console) -> None:
         + (f", {skipped} that are not UTF-8 text left out" if skipped else ""),
     ]
     unused = len(jax.devices()) - run.mesh.size
-    if unused:
-        lines.append(f"using 1 device; {unused} more are here and idle")
+    device = run.mesh.devices.flat[0].device_kind
+    lines.append(f"on one {device} device" + (f"; {unused} more are idle" if unused else ""))
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _print(console, line)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,15 @@
+"""One folder of inputs, and one folder of compiled programs, for all tests of a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .micro import write_inputs
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text, model and recipe of the micro run."""
+    return write_inputs(tmp_path_factory.mktemp("micro"))
