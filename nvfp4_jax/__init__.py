@@ -13,22 +13,6 @@ from nvfp4_jax.quantize import quantize as quantize
 from nvfp4_jax.quantizer import Quantizer as Quantizer
 from nvfp4_jax.recipe import load_recipe as load_recipe
 
-__all__ = [
-    "BlockScaledArray",
-    "Gemm",
-    "LinearPrecision",
-    "Quantizer",
-    "dequantize",
-    "linen",
-    "load_recipe",
-    "make_dot_general",
-    "make_einsum",
-    "models",
-    "nnx",
-    "qdq",
-    "quantize",
-]
-
 _FLAX = ("linen", "models", "nnx")
 
 

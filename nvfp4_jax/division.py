@@ -12,8 +12,9 @@ The correction is exact and needs no wide arithmetic. Write `x`, `y` and the app
 
 Each product needs 48 bits, but `q` is close, so `|r|` is at most a few times `my < 2^24` and the
 difference taken modulo 2^32 is the true one. If `2 r > my` the neighbour above is nearer, if
-`2 r < -my` the one below. A quotient of two floats is never halfway between two floats, so there
-are no ties. One pass repairs one ulp; two passes repair what GPUs do.
+`2 r < -my` the one below, or if `4 r < -my` where `q` is a power of two, since floats lie twice as
+close below it. A quotient of two floats is never halfway between two floats, so there are no
+ties. One pass repairs one ulp; two passes repair what GPUs do.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def correct_quotient(
     wrapped = (_mantissa(x_bits) << shift) - _mantissa(q_bits) * divisor
     residual = 2 * lax.bitcast_convert_type(wrapped, jnp.int32)
     divisor = divisor.astype(jnp.int32)
-    step = (residual > divisor).astype(jnp.int32) - (residual < -divisor).astype(jnp.int32)
+    below = jnp.where((q_bits & jnp.uint32(0x7FFFFF)) == 0, 2 * residual, residual)
+    step = (residual > divisor).astype(jnp.int32) - (below < -divisor).astype(jnp.int32)
     nearest = lax.bitcast_convert_type(q_bits + step.astype(jnp.uint32), jnp.float32)
     return jnp.where(_normal(q_bits) & _normal(x_bits) & _normal(y_bits), nearest, q)
 

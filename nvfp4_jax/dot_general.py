@@ -227,7 +227,7 @@ def _operand(
 
 
 def _equally_long(a: Merged, b: Merged) -> tuple[Merged, Merged]:
-    """Rotated operands of different blocks may be padded to different lengths: zeros even it out."""
+    """Zeros to even out rotated operands that different blocks padded to different lengths."""
     length = max(a.array.shape[a.contract], b.array.shape[b.contract])
 
     def padded(operand):

@@ -53,7 +53,7 @@ def rotate(
         )
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     groups = x.reshape(*before, -1, n, *after)
-    groups = groups * signs.reshape(n, *(1 for _ in after))
+    groups = groups * _along(signs, axis + 1, groups.ndim)
     for stage in range(n.bit_length() - 1):
         groups = _butterfly(groups, 2**stage, axis + 1)
     return groups.reshape(x.shape) * np.float32(1 / np.sqrt(np.float32(n)))
@@ -66,5 +66,10 @@ def _butterfly(groups, distance, axis):
     """
     before, after = groups.shape[:axis], groups.shape[axis + 1 :]
     pairs = groups.reshape(*before, -1, 2, distance, *after)
-    signs = np.asarray([1, -1], np.float32).reshape(2, *(1 for _ in (distance, *after)))
+    signs = _along(np.asarray([1, -1], np.float32), axis + 1, pairs.ndim)
     return (pairs * signs + jnp.flip(pairs, axis + 1)).reshape(groups.shape)
+
+
+def _along(vector, axis, ndim):
+    """A vector that broadcasts along `axis` of an array with `ndim` axes."""
+    return vector.reshape([-1 if i == axis else 1 for i in range(ndim)])

@@ -89,9 +89,10 @@ def dot_general_cls(
       implementation: `None` for the best available, or a name.
 
     Raises:
-      ValueError: (when the layer is applied) no `sr` stream where random numbers are drawn, or the
-        recipe covers no such layer.
+      ValueError: a recipe with a schedule; when the layer is applied, no `sr` stream where random
+        numbers are drawn, or a layer that no rule covers.
     """
+    recipe.require_no_schedule()
     return partial(
         RecipeDotGeneral, recipe=recipe, num_blocks=num_blocks, implementation=implementation
     )

@@ -70,8 +70,9 @@ def apply_recipe(
 
     Raises:
       ValueError: the model has no linear layer, a layer no rule covers, a rule that matches
-        nothing, or a missing stream. The model is then unchanged.
+        nothing, a missing stream, or a recipe with a schedule. The model is then unchanged.
     """
+    recipe.require_no_schedule()
     layers = linear_modules(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no Linear, LinearGeneral or Einsum layer")

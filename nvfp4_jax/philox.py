@@ -36,16 +36,29 @@ def philox4x32(key: tuple[Array, Array], counter: Words) -> Words:
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    m0, m1 = (jnp.uint32(m) for m in _MULTIPLIERS)
+    m0, m1 = _MULTIPLIERS
     for _ in range(_ROUNDS):
         c0, c1, c2, c3 = (
-            lax.mulhi(c2, m1) ^ c1 ^ k0,
-            c2 * m1,
-            lax.mulhi(c0, m0) ^ c3 ^ k1,
-            c0 * m0,
+            _high_product(c2, m1) ^ c1 ^ k0,
+            c2 * jnp.uint32(m1),
+            _high_product(c0, m0) ^ c3 ^ k1,
+            c0 * jnp.uint32(m0),
         )
         k0, k1 = k0 + jnp.uint32(_KEY_STEPS[0]), k1 + jnp.uint32(_KEY_STEPS[1])
     return c0, c1, c2, c3
+
+
+def _high_product(a: Array, m: int) -> Array:
+    """The upper 32 bits of a 64-bit product, from 16-bit halves.
+
+    `lax.mulhi` says the same in one operation, but XLA's partitioner (jaxlib 0.11.2) cannot
+    convert it, and this must run sharded.
+    """
+    low, high = a & jnp.uint32(0xFFFF), a >> 16
+    m_low, m_high = jnp.uint32(m & 0xFFFF), jnp.uint32(m >> 16)
+    middle = high * m_low + ((low * m_low) >> 16)
+    other = low * m_high + (middle & jnp.uint32(0xFFFF))
+    return high * m_high + (middle >> 16) + (other >> 16)
 
 
 def key_words(key: Array) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
@@ -66,7 +79,7 @@ def key_words(key: Array) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:
 def random_bits(
     key: Array, shape: tuple[int, ...], bits: int = 8, stream: int = 0
 ) -> UInt[Array, "..."]:
-    """Uniform `bits`-bit integers for a tensor of `shape`, seen as (rows, columns of its last axis).
+    """Uniform `bits`-bit integers for a tensor of `shape`, as (rows, columns of its last axis).
 
     Args:
       key: typed or raw key.

@@ -9,6 +9,8 @@ vectors needs one multiplication by scales a block.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
@@ -64,7 +66,7 @@ def quantize(
 
     if mesh is None:
         return run(x, key)
-    result = jax.eval_shape(run, x, key)
+    result = jax.eval_shape(run, *jax.tree.map(_unplaced, (x, key)))
     spec = jax.typeof(x).sharding.spec
     shardings = jax.tree.map(lambda leaf: _sharding_like(mesh, spec, x.ndim, leaf), result)
     return run_automatic(run, mesh, shardings, x, key)
@@ -101,15 +103,21 @@ def signs_for(quantizer: Quantizer, key: Array | None) -> Float32[Array, "n"] | 
     return hadamard.random_signs(jax.random.fold_in(key, SIGN_STREAM), quantizer.rht)
 
 
+@partial(jax.jit, static_argnums=(0, 2, 3))  # eager calls too are one program, not sixty
 def _quantize(kernel, x, quantizer, axis, key):
+    signs = signs_for(quantizer, key)
     flat, flat_axis = _flattened(x, quantizer, axis)
-    q = kernel.quantize(flat, quantizer, flat_axis, key, signs_for(quantizer, key))
     if flat.shape == x.shape:
-        return q
+        return kernel.quantize(x, quantizer, axis, key, signs)
+    random = kernel.random_for(x, quantizer, axis, key)  # by place in x, not in the matrix
+    if random is not None:
+        random, _ = _flattened(random, quantizer, axis)
+    q = kernel.quantize(flat, quantizer, flat_axis, key, signs, random)
     data = _unflattened(q.data, x.shape, axis)
     return BlockScaledArray(data, q.block_scale, q.tensor_scale, quantizer, axis - x.ndim)
 
 
+@partial(jax.jit, static_argnums=1)
 def _dequantize(q: BlockScaledArray, dtype):
     flat, flat_axis = _flattened(q.data, q.quantizer, q.axis % q.data.ndim)
     if flat.shape == q.data.shape:
@@ -154,6 +162,10 @@ def _check_key(quantizer, key):
         raise ValueError(
             f"{quantizer} draws random numbers; pass key=jax.random.key(...) to quantize"
         )
+
+
+def _unplaced(array):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _sharding_like(mesh, spec, ndim, leaf):

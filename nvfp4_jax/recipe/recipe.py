@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from nvfp4_jax.precision import GEMMS, LinearPrecision
+from nvfp4_jax.recipe.errors import RecipeError
 from nvfp4_jax.recipe.explain import Explanation, explain
 from nvfp4_jax.recipe.layers import layer_path
 from nvfp4_jax.recipe.parse import parse
@@ -166,6 +167,19 @@ class Recipe:
         """The recipe for evaluating: every quantized layer takes the evaluation precision."""
         recipe = replace(self, schedule=()) if self.schedule else self
         return recipe if self.evaluation is None else recipe._with(GEMMS, self.evaluation)
+
+    def require_no_schedule(self) -> None:
+        """What is put into a layer holds for all steps, so the schedule must be settled first.
+
+        Raises:
+          RecipeError: the recipe has a schedule.
+        """
+        if self.schedule:
+            problem = (
+                "a layer keeps one precision; pass recipe.at(step, total_steps), again after each "
+                "of recipe.switch_points(total_steps), or recipe.for_evaluation()"
+            )
+            raise RecipeError(self.source, problem, "schedule")
 
     def _named(self, name: str) -> NamedPrecision:
         return next(named for named in self.precisions if named.name == name)
