@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, UInt
 
 from nvfp4_jax import hadamard, philox, rounding
 from nvfp4_jax.block_scaled import BlockScaledArray
@@ -41,9 +41,13 @@ def quantize(
     axis: int,
     key: Array | None = None,
     signs: Float32[Array, "n"] | None = None,
+    random: UInt[Array, "..."] | None = None,
 ) -> BlockScaledArray:
-    """Codes and scales of `x`; `key` for stochastic rounding, `signs` for a rotation."""
-    rounded = round_to_format(x, quantizer, axis, key, signs)
+    """Codes and scales of `x`; `key` for stochastic rounding, `signs` for a rotation.
+
+    `random` are bits drawn already, for an `x` that is not laid out as the tensor they belong to.
+    """
+    rounded = round_to_format(x, quantizer, axis, key, signs, random)
     data = blocks.join(rounded.values, rounded.lengths, rounded.shape)
     return BlockScaledArray(
         data.astype(quantizer.element.dtype),
@@ -86,9 +90,11 @@ def dequantize(q: BlockScaledArray, dtype=jnp.float32) -> Array:
     return x.astype(dtype)
 
 
-def round_to_format(x, quantizer: Quantizer, axis: int, key=None, signs=None) -> Rounded:
+def round_to_format(
+    x, quantizer: Quantizer, axis: int, key=None, signs=None, random=None
+) -> Rounded:
     """Steps 1 to 4: every element rounded, with its scales; all in float32."""
-    random = _random_for(x, quantizer, axis, key)
+    random = random_for(x, quantizer, axis, key) if random is None else random
     x = rotated(x, quantizer, axis, signs) if quantizer.rht else exact_float32(x)
     lengths = blocks.block_lengths(quantizer, x.shape, axis)
     split = blocks.split(x, lengths)
@@ -141,7 +147,7 @@ def _rotated_shape(shape, quantizer, axis):
     )
 
 
-def _random_for(x, quantizer, axis, key):
+def random_for(x, quantizer: Quantizer, axis: int, key) -> UInt[Array, "..."] | None:
     """Random bits by place in the tensor as passed (as rotated, where that pads it)."""
     if quantizer.rounding == "nearest":
         return None

@@ -1,0 +1,22 @@
+"""How every test runs: on the CPU, with eight simulated devices and nothing promoted silently.
+
+Strict promotion makes JAX raise where float32 meets bfloat16 or a vector meets a matrix, which in
+a library about precision is never what was meant.
+"""
+
+from __future__ import annotations
+
+import hypothesis
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+# A configuration and not XLA_FLAGS: processes that tests start should see a machine as it is.
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The same examples every time, however slow the machine.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, max_examples=30
+)
+hypothesis.settings.load_profile("repeatable")

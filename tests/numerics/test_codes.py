@@ -1,0 +1,136 @@
+"""Codes, block scales and tensor scales are the oracle's, bit for bit, whatever the tensor."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import nvfp4_jax as nvfp4
+from nvfp4_jax import Quantizer
+
+from .compare import assert_codes
+from .inputs import cast, tensors
+
+MX = ("mxfp4", "mxfp8_e4m3", "mxfp8_e5m2")
+FLOAT8_BLOCKS = [
+    Quantizer(f, g, scale=s)
+    for f in ("fp8_e4m3", "fp8_e5m2")
+    for g in ("1x128", "128x128", "tensor")
+    for s in ("amax", "power_of_two")
+]
+NEAREST = [
+    Quantizer("nvfp4"),
+    Quantizer("nvfp4", "16x16"),
+    *(
+        Quantizer(f, scale=s)
+        for f in ("mxfp4", "mxfp8_e4m3", "mxfp8_e5m2")
+        for s in ("up", "floor")
+    ),
+    *FLOAT8_BLOCKS,
+]
+ROTATED = [
+    *(Quantizer("nvfp4", rht=n) for n in (4, 8, 16, 32, 64, 128)),
+    Quantizer("nvfp4", rht=16, sign="random"),
+    Quantizer("nvfp4", "16x16", rht=16),
+    Quantizer("mxfp4", rht=16),
+    Quantizer("mxfp4", rht=64),
+    Quantizer("mxfp8_e4m3", rht=16),
+    Quantizer("fp8_e4m3", rht=16),
+    Quantizer("fp8_e4m3", "tensor", rht=32),
+]
+STOCHASTIC = [
+    *(Quantizer("nvfp4", rounding="stochastic", bits=b) for b in (8, 16, 32)),
+    Quantizer("nvfp4", "16x16", rounding="stochastic"),
+    Quantizer("nvfp4", rounding="stochastic", rht=16),
+    Quantizer("mxfp4", rounding="stochastic", bits=16),
+    Quantizer("mxfp4", rounding="stochastic", rht=16),
+    Quantizer("mxfp8_e4m3", rounding="stochastic"),
+    Quantizer("mxfp8_e5m2", rounding="stochastic", bits=32),
+    Quantizer("fp8_e4m3", rounding="stochastic", bits=16),
+    Quantizer("fp8_e4m3", "128x128", rounding="stochastic"),
+    Quantizer("fp8_e5m2", rounding="stochastic"),
+]
+KEY = 20250929
+
+
+def name(quantizer: Quantizer) -> str:
+    return str(quantizer).replace(" ", "-")
+
+
+def check(quantizer: Quantizer, shape: tuple[int, ...], axis: int, dtype: str = "float32"):
+    key = jax.random.key(KEY) if quantizer.needs_key else None
+    for kind, x in tensors(quantizer.format, shape, quantizer.rht).items():
+        try:
+            assert_codes(cast(x, dtype), quantizer, axis, key)
+        except AssertionError as error:
+            raise AssertionError(f"{kind} tensor of {shape} along {axis}: {error}") from None
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("quantizer", NEAREST, ids=name)
+def test_a_matrix_of_ragged_size(quantizer, axis):
+    large = quantizer.block is not None and quantizer.block[1] == 128
+    check(quantizer, (150, 139) if large else (50, 39), axis)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("quantizer", ROTATED, ids=name)
+def test_a_rotated_matrix(quantizer, axis):
+    check(quantizer, (50, 39), axis)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("quantizer", STOCHASTIC, ids=name)
+def test_stochastic_rounding_of_a_matrix(quantizer, axis):
+    check(quantizer, (50, 39), axis)
+
+
+MANY_AXES = [
+    ((50,), 0),
+    ((1,), -1),
+    ((3, 20, 37), 0),
+    ((3, 20, 37), 1),
+    ((3, 20, 37), -1),
+    ((2, 18, 3, 19), 0),
+    ((2, 18, 3, 19), 1),
+    ((2, 18, 3, 19), -2),
+    ((2, 18, 3, 19), -1),
+]
+ANY_SHAPE = [
+    Quantizer("nvfp4"),
+    Quantizer("nvfp4", "16x16"),
+    Quantizer("mxfp4"),
+    Quantizer("nvfp4", rounding="stochastic", rht=16),
+    Quantizer("nvfp4", "16x16", rounding="stochastic", bits=16),
+]
+
+
+@pytest.mark.parametrize(("shape", "axis"), MANY_AXES, ids=str)
+@pytest.mark.parametrize("quantizer", ANY_SHAPE, ids=name)
+def test_any_number_of_axes(quantizer, shape, axis):
+    check(quantizer, shape, axis)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        Quantizer("nvfp4"),
+        Quantizer("nvfp4", "16x16"),
+        Quantizer("nvfp4", rht=16, rounding="stochastic"),
+        Quantizer("nvfp4", rht=64),
+        Quantizer("mxfp8_e4m3", scale="floor"),
+        Quantizer("fp8_e4m3", rht=16),
+    ],
+    ids=name,
+)
+def test_inputs_of_sixteen_bits(quantizer, dtype):
+    check(quantizer, (50, 39), -1, dtype)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 16), (16, 0)], ids=str)
+def test_nothing_gives_nothing(shape):
+    q = nvfp4.quantize(jnp.zeros(shape), Quantizer())
+    assert q.data.shape == shape
+    assert nvfp4.dequantize(q).shape == shape

@@ -1,0 +1,100 @@
+"""Every code, every midpoint and its two float32 neighbours, and every block scale.
+
+To see elements alone, blocks are pinned: each holds the format's largest value, so its scale is
+exactly 1 and what is left is the rounding of the elements.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvfp4_jax import Quantizer
+
+from .compare import assert_codes, bits, compiled
+from .inputs import FLT_MAX, element_of, positive_codes, probes
+
+PINNED = [
+    (Quantizer("nvfp4"), 16),
+    (Quantizer("mxfp4"), 32),
+    (Quantizer("mxfp8_e4m3"), 32),
+    (Quantizer("mxfp8_e5m2"), 32),
+    (Quantizer("fp8_e4m3"), 128),
+    (Quantizer("fp8_e5m2", "1x128"), 128),
+    (Quantizer("fp8_e4m3", "tensor", scale="power_of_two"), 128),
+]
+
+
+def pinned(quantizer: Quantizer, block: int, values: np.ndarray) -> np.ndarray:
+    """`values` in rows of one block each, whose first element makes the scale 1."""
+    largest = positive_codes(element_of(quantizer.format)).max()
+    padded = np.resize(values, -(-values.size // (block - 1)) * (block - 1))
+    rows = padded.reshape(-1, block - 1)
+    x = np.concatenate([np.full((len(rows), 1), largest), rows], axis=1).astype(np.float32)
+    if quantizer.format == "nvfp4":  # a tensor with amax 6 * 448 has the scale 1
+        outlier = np.zeros((1, block), np.float32)
+        outlier[0, 0] = 2688
+        x = np.concatenate([x, outlier])
+    return x
+
+
+@pytest.mark.parametrize(("quantizer", "block"), PINNED, ids=str)
+def test_every_code_and_midpoint(quantizer, block):
+    element = element_of(quantizer.format)
+    x = pinned(quantizer, block, probes(element))
+    q = assert_codes(x, quantizer)
+    rows = len(x) - 1 if quantizer.format == "nvfp4" else len(x)
+    assert_same = np.testing.assert_array_equal
+    assert_same(bits(np.asarray(q.data))[:rows], bits(x[:rows].astype(element)))
+
+
+@pytest.mark.parametrize("width", [8, 16, 32])
+@pytest.mark.parametrize("format", ["nvfp4", "mxfp8_e4m3", "mxfp8_e5m2"])
+def test_every_code_and_midpoint_rounded_stochastically(format, width):
+    quantizer = Quantizer(format, rounding="stochastic", bits=width)
+    block = quantizer.block[1]
+    x = pinned(quantizer, block, probes(element_of(format)))
+    assert_codes(x, quantizer, key=jax.random.key(width))
+
+
+def test_every_e4m3_block_scale():
+    """Block maxima that ask for each E4M3 scale, for the midpoint to the next, and beside it."""
+    scales = probes(np.dtype(element_of("mxfp8_e4m3")))
+    scales = scales[scales >= 0]
+    maxima = np.concatenate([scales, np.nextafter(scales, np.float32(0))])
+    fill = np.linspace(-1, 1, 15, dtype=np.float32)
+    x = np.concatenate([np.ones(1, np.float32), fill]) * (6 * maxima[:, None]).astype(np.float32)
+    x[-1, 0] = 2688
+    x = np.clip(x, -2688, 2688)
+    q = assert_codes(x, Quantizer("nvfp4"))
+    met = np.unique(np.asarray(q.block_scale).astype(np.float32))
+    np.testing.assert_array_equal(met, positive_codes(element_of("mxfp8_e4m3")))
+    for factor in (1e-3, 0.77, 3e4):  # and where the scale of the tensor is no power of two
+        assert_codes(x * np.float32(factor), Quantizer("nvfp4"))
+
+
+@pytest.mark.parametrize("scale", ["up", "floor"])
+@pytest.mark.parametrize("format", ["mxfp4", "mxfp8_e4m3", "mxfp8_e5m2"])
+def test_every_e8m0_block_scale(format, scale):
+    """Maxima at every power of two, at the largest element times it, and one ulp to both sides."""
+    powers = np.ldexp(np.float32(1), np.arange(-114, 128))
+    largest = np.float32(positive_codes(element_of(format)).max())
+    with np.errstate(over="ignore"):
+        tops = np.concatenate([powers, powers * (largest / 2 ** np.floor(np.log2(largest)))])
+    maxima = np.concatenate(
+        [tops, np.nextafter(tops, np.float32(0)), np.nextafter(tops, FLT_MAX)]
+    ).astype(np.float32)
+    x = maxima[:, None] * np.linspace(1, -0.9, 32, dtype=np.float32)
+    q = assert_codes(x, Quantizer(format, scale=scale))
+    assert np.unique(np.asarray(q.block_scale).view(np.uint8)).size > 220
+
+
+def test_one_element_in_a_block_of_each_size():
+    """Every length up to two blocks, so every amount of padding."""
+    x = np.random.default_rng(0).normal(size=(2, 33)).astype(np.float32)
+    for length in range(1, 34):
+        q = compiled(Quantizer("nvfp4"), -1)(jnp.asarray(x[:, :length]), None)
+        assert q.block_scale.shape == (2, -(-length // 16))
+        assert_codes(x[:, :length], Quantizer("nvfp4"), q=q)
