@@ -23,6 +23,8 @@ from nvfp4_jax.models.initialization import residual_sigma
 from nvfp4_jax.models.linear import linear
 from nvfp4_jax.models.product import accumulator, contract
 
+BLOCKS = 4  # of queries, in plain operations
+
 
 class Attention(nnx.Module):
     """x (batch, length, hidden) to the same shape."""
@@ -80,25 +82,42 @@ def attend(
         implementation = "cudnn" if fused else "xla"
     if implementation == "xla":
         return _plain(q, k, v, segment_ids)
-    mask = None if segment_ids is None else _same(segment_ids)[:, None]
+    mask = None
+    if segment_ids is not None:
+        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
 
 
 def _plain(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
-    """The definition, written so that the queries of a group share one product with their keys."""
-    batch, length, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
+    """The definition in plain operations, a few rows of blocks at a time.
+
+    Keys after the last query of a block are never multiplied, which saves 3/8 of the work with
+    four blocks; the queries that share a key stand in one matrix.
+    """
+    batch, length, _, head_dim = q.shape
+    groups = k.shape[2]
+    grouped = jnp.moveaxis(q.reshape(batch, length, groups, -1, head_dim), 1, 3)
+    keys, values = jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+    size = -(-length // BLOCKS)
+    rows = []
+    for start in range(0, length, size):
+        stop = min(start + size, length)
+        allowed = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
+        if segment_ids is not None:
+            same = segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]
+            allowed = (allowed & same)[:, None, None]
+        block = grouped[:, :, :, start:stop]
+        rows.append(_rows(block, keys[:, :, :stop], values[:, :, :stop], allowed))
+    mixed = jnp.concatenate(rows, axis=3)
+    return jnp.moveaxis(mixed, 3, 1).reshape(q.shape)
+
+
+def _rows(q: Array, k: Array, v: Array, allowed: Array) -> Array:
+    """Attention of some queries: q (b, g, r, t, h), k and v (b, g, s, h), allowed (..., t, s)."""
+    batch, groups, _, _, head_dim = q.shape
     wide = accumulator(q.dtype)
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = contract("btgrh,bsgh->bgrts", grouped, k, q.dtype, wide) * head_dim**-0.5
-    allowed = jnp.tril(jnp.ones((length, length), bool))
-    if segment_ids is not None:
-        allowed = allowed & _same(segment_ids)[:, None, None]
-    weights = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
-    mixed = contract("bgrts,bsgh->btgrh", weights, v, q.dtype, q.dtype)
-    return mixed.reshape(q.shape)
-
-
-def _same(segment_ids: Array) -> Array:
-    """(batch, length, length): whether two tokens belong to one document."""
-    return segment_ids[:, :, None] == segment_ids[:, None, :]
+    matrix = q.reshape(batch, groups, -1, head_dim)
+    scores = contract("bgqh,bgsh->bgqs", matrix, k, q.dtype, wide) * head_dim**-0.5
+    scores = jnp.where(allowed, scores.reshape(*q.shape[:4], -1), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).reshape(*matrix.shape[:3], -1)
+    return contract("bgqs,bgsh->bgqh", weights, v, q.dtype, q.dtype).reshape(q.shape)

@@ -47,14 +47,34 @@ def contract(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTyp
 
 
 def _product(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTypeLike) -> Array:
-    product = jnp.einsum(
-        equation,
-        a.astype(compute),
-        b.astype(compute),
-        precision=lax.Precision.HIGHEST if jnp.dtype(compute).itemsize >= 4 else None,
-        preferred_element_type=accumulator(compute),
+    a, b = a.astype(compute), b.astype(compute)
+    if a.dtype == accumulator(compute) or not _batched(equation):
+        return _einsum(equation, a, b, result)
+    return lax.platform_dependent(
+        a,
+        b,
+        cpu=lambda a, b: _einsum(equation, a.astype(jnp.float32), b.astype(jnp.float32), result),
+        default=lambda a, b: _einsum(equation, a, b, result),
     )
-    return product.astype(result)
+
+
+def _einsum(equation: str, a: Array, b: Array, result: DTypeLike) -> Array:
+    precision = lax.Precision.HIGHEST if a.dtype.itemsize >= 4 else None
+    out = jnp.promote_types(a.dtype, result)
+    y = jnp.einsum(equation, a, b, precision=precision, preferred_element_type=out)
+    return y.astype(result)
+
+
+def _batched(equation: str) -> bool:
+    """Whether a letter is in both operands and in the result.
+
+    XLA's CPU backend (jax 0.11.2) stops at some batched products of 16-bit operands with an FP32
+    result ("Unsupported element type for DotThunk"). There they are multiplied as FP32, which is
+    the same to the bit: a product of two such numbers is exact in FP32.
+    """
+    operands, result = equation.split("->")
+    first, second = operands.split(",")
+    return bool(set(first) & set(second) & set(result))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))

@@ -42,17 +42,16 @@ from nvfp4_jax.models.product import accumulator, contract
 
 
 class Chunks(NamedTuple):
-    """The inputs cut into chunks; heads split into (group, head within the group).
+    """The inputs cut into chunks, each group's rows side by side, so that products are plain.
 
-    b batch, c chunks, q tokens of a chunk, g groups, r heads of a group, p P, n N.
+    b batch, c chunks, g groups, q tokens of a chunk, r heads of a group, p P, n N.
     """
 
-    x: Array  # (b, c, q, g, r, p)
-    dt: Array  # (b, c, g, r, q), FP32
+    x: Array  # (b, c, g, q, r, p), times dt, in the dtype of the products
     log_decay: Array  # (b, c, g, r, q), FP32: l, the running sum of dt A within the chunk
-    B: Array  # (b, c, q, g, n)
-    C: Array  # (b, c, q, g, n)
-    seq_idx: Array | None  # (b, c, q)
+    B: Array  # (b, c, g, q, n)
+    C: Array  # (b, c, g, q, n)
+    seq_idx: Array | None  # (b, c, 1, q), the same for all groups
 
 
 def ssd(
@@ -88,100 +87,105 @@ def ssd(
     batch, length, heads, head_dim = x.shape
     groups, size = B.shape[2:]
     wide = accumulator(x.dtype)
-    chunks = _cut(x, dt.astype(wide), A.astype(wide), B, C, seq_idx, min(chunk, length))
     if initial_state is None:
         initial_state = jnp.zeros((batch, heads, head_dim, size), wide)
-    start = initial_state.astype(wide).reshape(batch, groups, -1, head_dim, size)
+    start = initial_state.astype(wide).reshape(batch, groups, -1, size)
 
+    chunks = _cut(x, dt.astype(wide), A.astype(wide), B, C, seq_idx, min(chunk, length))
     kept = _kept(chunks)
-    states, final = _carry(_left_behind(chunks), _survival(chunks, kept), start)
+    states, final = _carry(_left_behind(chunks), _survival(chunks, kept), jnp.swapaxes(start, 2, 3))
     y = jax.checkpoint(_within)(chunks) + _from_start(chunks, kept, states)
-    y = y.reshape(batch, -1, heads, head_dim)[:, :length]
+    y = jnp.moveaxis(y, 2, 3).reshape(batch, -1, heads, head_dim)[:, :length]
     y = y + D.astype(wide)[:, None] * x.astype(wide)
-    return y.astype(x.dtype), final.reshape(initial_state.shape)
+    return y.astype(x.dtype), jnp.swapaxes(final, 2, 3).reshape(initial_state.shape)
 
 
 def _cut(
     x: Array, dt: Array, A: Array, B: Array, C: Array, seq_idx: Array | None, chunk: int
 ) -> Chunks:
-    """Pad to whole chunks, then give every array its chunk and group axes."""
-    batch, length, heads, head_dim = x.shape
-    groups, size = B.shape[2:]
+    """Pad to whole chunks, then bring group before token."""
+    batch, length, _, head_dim = x.shape
+    groups = B.shape[2]
     count = -(-length // chunk)
     missing = count * chunk - length
 
-    def cut(array: Array, *inner: int, mode: str = "constant") -> Array:
+    def cut(array: Array, rows: int, *inner: int, mode: str = "constant") -> Array:
         padding = [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2)
         padded = jnp.pad(array, padding, mode=mode) if missing else array
-        return padded.reshape(batch, count, chunk, *inner)
+        return jnp.moveaxis(padded.reshape(batch, count, chunk, rows, *inner), 3, 2)
 
-    steps = jnp.moveaxis(cut(dt, groups, -1), 2, -1)
+    steps = cut(dt, groups, -1)
+    rates = jnp.moveaxis(steps, -1, -2) * A.reshape(groups, -1, 1)
+    stepped = cut(x, groups, -1, head_dim).astype(dt.dtype) * steps[..., None]
     return Chunks(
-        x=cut(x, groups, heads // groups, head_dim),
-        dt=steps,
-        log_decay=jnp.cumsum(steps * A.reshape(groups, -1, 1), axis=-1),
-        B=cut(B, groups, size),
-        C=cut(C, groups, size),
-        seq_idx=None if seq_idx is None else cut(seq_idx, mode="edge"),
+        x=stepped.astype(x.dtype),
+        log_decay=jnp.cumsum(rates, axis=-1),
+        B=cut(B, groups, -1),
+        C=cut(C, groups, -1),
+        seq_idx=None if seq_idx is None else cut(seq_idx, 1, mode="edge"),
     )
 
 
 def _within(chunks: Chunks) -> Array:
-    """Step 1, (b, c, q, g, r, p): what the tokens of a chunk give each other."""
-    x, dt, log_decay, B, C, seq_idx = chunks
-    wide, chunk = dt.dtype, x.shape[2]
-    scores = contract("bcqgn,bckgn->bcgqk", C, B, x.dtype, wide)
+    """Step 1, (b, c, g, q, r, p): what the tokens of a chunk give each other."""
+    x, log_decay, B, C, seq_idx = chunks
+    wide, chunk = log_decay.dtype, x.shape[3]
+    scores = contract("bcgqn,bcgkn->bcgqk", C, B, x.dtype, wide)
     allowed = jnp.tril(jnp.ones((chunk, chunk), bool))
     if seq_idx is not None:
-        allowed = allowed & (seq_idx[..., :, None] == seq_idx[..., None, :])[:, :, None, None]
+        allowed = allowed & (seq_idx[..., :, None] == seq_idx[..., None, :])[:, :, :, None]
     gap = log_decay[..., :, None] - log_decay[..., None, :]
     decay = jnp.exp(jnp.where(allowed, gap, -jnp.inf))
-    weights = scores[:, :, :, None] * decay * dt[..., None, :]
-    return contract("bcgrqk,bckgrp->bcqgrp", weights, x, x.dtype, wide)
+    weights = scores[:, :, :, None] * decay
+    y = contract("bcgrqk,bcgrkp->bcgrqp", weights, jnp.moveaxis(x, 4, 3), x.dtype, wide)
+    return jnp.moveaxis(y, 3, 4)
 
 
 def _left_behind(chunks: Chunks) -> Array:
-    """Step 2, (c, b, g, r, p, n): the state that each chunk's own tokens leave at its end."""
-    x, dt, log_decay, B, _, seq_idx = chunks
-    weight = jnp.exp(log_decay[..., -1:] - log_decay) * dt
+    """Step 2, (c, b, g, n, r p): the state that each chunk's own tokens leave at its end."""
+    x, log_decay, B, _, seq_idx = chunks
+    weight = jnp.exp(log_decay[..., -1:] - log_decay)
     if seq_idx is not None:
-        weight = jnp.where((seq_idx == seq_idx[..., -1:])[:, :, None, None], weight, 0)
-    weighted = x.astype(dt.dtype) * jnp.moveaxis(weight, -1, 2)[..., None]
-    return contract("bcqgrp,bcqgn->cbgrpn", weighted, B, x.dtype, dt.dtype)
+        weight = jnp.where((seq_idx == seq_idx[..., -1:])[:, :, :, None], weight, 0)
+    weighted = x.astype(weight.dtype) * jnp.moveaxis(weight, -1, -2)[..., None]
+    rows = weighted.reshape(*x.shape[:4], -1)
+    return contract("bcgqn,bcgqm->cbgnm", B, rows, x.dtype, weight.dtype)
 
 
 def _kept(chunks: Chunks) -> Array | None:
-    """(b, c, q): whether a token belongs to the document of the state its chunk starts with."""
+    """(b, c, 1, q): whether a token belongs to the document of the state its chunk starts with."""
     seq_idx = chunks.seq_idx
     if seq_idx is None:
         return None
-    before = jnp.concatenate([seq_idx[:, :1, :1], seq_idx[:, :-1, -1:]], axis=1)
+    before = jnp.concatenate([seq_idx[:, :1, :, :1], seq_idx[:, :-1, :, -1:]], axis=1)
     return seq_idx == before
 
 
 def _survival(chunks: Chunks, kept: Array | None) -> Array:
-    """(c, b, g, r): the factor by which a chunk shrinks the state it starts with."""
+    """(c, b, g, 1, r p): the factor by which a chunk shrinks the state it starts with."""
     factor = jnp.exp(chunks.log_decay[..., -1])
     if kept is not None:
-        factor = jnp.where(kept[:, :, -1, None, None], factor, 0)
-    return jnp.moveaxis(factor, 1, 0)
+        factor = jnp.where(kept[..., -1:], factor, 0)
+    each_row = jnp.repeat(factor, chunks.x.shape[-1], axis=-1)
+    return jnp.moveaxis(each_row, 1, 0)[..., None, :]
 
 
 def _carry(left: Array, survival: Array, start: Array) -> tuple[Array, Array]:
-    """Step 3: the state each chunk starts with, (c, b, g, r, p, n), and the one at the end."""
+    """Step 3: the state each chunk starts with, (c, b, g, n, r p), and the one at the end."""
 
     def step(state: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         added, factor = chunk
-        return state * factor[..., None, None] + added, state
+        return state * factor + added, state
 
     final, states = lax.scan(step, start, (left, survival))
     return states, final
 
 
 def _from_start(chunks: Chunks, kept: Array | None, states: Array) -> Array:
-    """Step 4, (b, c, q, g, r, p): what the state at the start of a chunk gives its tokens."""
+    """Step 4, (b, c, g, q, r, p): what the state at the start of a chunk gives its tokens."""
     factor = jnp.exp(chunks.log_decay)
     if kept is not None:
-        factor = jnp.where(kept[:, :, None, None], factor, 0)
-    read = contract("bcqgn,cbgrpn->bcqgrp", chunks.C, states, chunks.x.dtype, factor.dtype)
-    return read * jnp.moveaxis(factor, -1, 2)[..., None]
+        factor = jnp.where(kept[:, :, :, None], factor, 0)
+    x = chunks.x
+    read = contract("bcgqn,cbgnm->bcgqm", chunks.C, states, x.dtype, factor.dtype)
+    return read.reshape(x.shape) * jnp.moveaxis(factor, -1, -2)[..., None]
