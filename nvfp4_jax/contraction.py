@@ -45,19 +45,27 @@ class Merged:
         return Merged(array, self.batch, self.contract)
 
 
-def operand_dims(numbers: DimensionNumbers, lhs_ndim: int, rhs_ndim: int) -> tuple[Dims, Dims]:
+def operand_dims(
+    numbers: DimensionNumbers, lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...]
+) -> tuple[Dims, Dims]:
     """The `Dims` of both operands of `lax.dot_general`.
 
     Raises:
-      ValueError: an axis out of range, named twice, or without a partner.
+      ValueError: an axis out of range, named twice, without a partner or of another size than it.
     """
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = numbers
     if len(lhs_contract) != len(rhs_contract) or len(lhs_batch) != len(rhs_batch):
         raise ValueError(f"dimension_numbers {numbers} pair different numbers of axes")
-    return (
-        _dims("lhs", lhs_batch, lhs_contract, lhs_ndim),
-        _dims("rhs", rhs_batch, rhs_contract, rhs_ndim),
-    )
+    lhs = _dims("lhs", lhs_batch, lhs_contract, len(lhs_shape))
+    rhs = _dims("rhs", rhs_batch, rhs_contract, len(rhs_shape))
+    pairs = zip((*lhs.batch, *lhs.contract), (*rhs.batch, *rhs.contract), strict=True)
+    for a, b in pairs:
+        if lhs_shape[a] != rhs_shape[b]:
+            raise ValueError(
+                f"lhs of shape {lhs_shape} has {lhs_shape[a]} along axis {a}, and rhs of shape "
+                f"{rhs_shape} has {rhs_shape[b]} along its partner, axis {b}; they must be equal"
+            )
+    return lhs, rhs
 
 
 def merge(x: Array, dims: Dims) -> Merged:

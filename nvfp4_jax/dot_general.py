@@ -121,7 +121,7 @@ class _Call:
     sharding: Any
 
     def dims(self, lhs: Array, rhs: Array) -> tuple[Dims, Dims]:
-        return operand_dims(self.numbers, lhs.ndim, rhs.ndim)
+        return operand_dims(self.numbers, lhs.shape, rhs.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
