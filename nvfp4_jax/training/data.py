@@ -29,6 +29,7 @@ from nvfp4_jax.training.corpus import Document
 
 SEPARATOR = 255
 VOCABULARY = 256  # what the byte tokenizer can produce; a model's vocabulary is at least this
+EPOCHS = 2**24  # no end in practice; grain's endless repeat overflows in batches of one
 
 
 class Batch(TypedDict):
@@ -62,6 +63,8 @@ class Windows:
         return (self.tokens.size - 1) // self.length
 
     def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
         start = index * self.length
         tokens = self.tokens[start : start + self.length + 1].astype(np.int32)
         positions = np.arange(start, start + self.length + 1)
@@ -85,7 +88,7 @@ def training_batches(
     # grain's epoch e is shuffled by seed + e: neighbouring run seeds must not share orders
     shuffle_seed = int(layer_hash(f"data/{seed}"))
     windows = grain.MapDataset.source(Windows(documents, length))
-    batches = windows.shuffle(seed=shuffle_seed).repeat().batch(batch)
+    batches = windows.shuffle(seed=shuffle_seed).repeat(EPOCHS).batch(batch)
     # the text is in memory: a thread would only fight for the interpreter's lock
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=0)))
 

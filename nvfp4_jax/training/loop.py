@@ -98,6 +98,8 @@ class _Loop:
         self.saved = self.done if position else -1
         self.engine = Engine(run, _held_out(run))
         self.plotted = time.monotonic()
+        self.first = self.done + 1  # these steps compile before they run
+        self.switches = {phase.start + 1 for phase in run.phases}
         self.metrics, self.evaluations, self.timings = (
             stack.enter_context(Lines(workdir / name, through=self.done))
             for name in (METRICS, EVALUATION, TIMINGS)
@@ -145,7 +147,8 @@ class _Loop:
             **skipped,
         )
         self.timings.write(step=self.done, seconds=seconds, tokens_per_second=tokens / seconds)
-        self.report.step(self.done, loss, seconds)
+        compiled = self.done == self.first or self.done in self.switches
+        self.report.step(self.done, loss, seconds, compiled=compiled)
         if skipped:
             self.report.say(f"step {self.done} skipped: loss {loss}, gradient norm {norm}")
 

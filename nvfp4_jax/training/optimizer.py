@@ -19,6 +19,10 @@ shift the schedule against the data or against the recipe's switches.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import chex
 import jax
 import optax
@@ -41,18 +45,30 @@ def learning_rate_schedule(
     rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     fall = optax.linear_schedule(peak, peak * FINAL_FRACTION, decay)
     start = rise if warmup else optax.constant_schedule(peak)
-    return optax.join_schedules([start, fall], [steps - 1 - decay]) if decay else start
+    return _relaxed(optax.join_schedules([start, fall], [steps - 1 - decay]) if decay else start)
 
 
 def adamw(clip: float = 1.0, decay: float = 0.1) -> optax.GradientTransformation:
     """The direction of the update, still to be multiplied by minus the learning rate."""
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(clip),
         optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
         optax.add_decayed_weights(decay, mask=matrices),
     )
+    return optax.GradientTransformation(chain.init, _relaxed(chain.update))
 
 
 def matrices(parameters: chex.ArrayTree) -> chex.ArrayTree:
     """True for every parameter with two axes or more: those that weight decay pulls to zero."""
     return jax.tree.map(lambda parameter: parameter.ndim > 1, parameters)
+
+
+def _relaxed(function: Callable) -> Callable:
+    """Optax multiplies integer counters with floats, which strict promotion would refuse."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **options)
+
+    return call

@@ -51,9 +51,9 @@ class Reporter:
             name, total=steps, completed=done, loss="-", bits="-", speed="-", left=None
         )
 
-    def step(self, step: int, loss: float, seconds: float) -> None:
-        """Step `step` (from 1) is done and took `seconds`."""
-        if step > self._first:  # the first compiles
+    def step(self, step: int, loss: float, seconds: float, *, compiled: bool) -> None:
+        """Step `step` (from 1) is done and took `seconds`, which do not count if it `compiled`."""
+        if not compiled:
             before = self._seconds or seconds
             self._seconds = SMOOTHING * before + (1 - SMOOTHING) * seconds
         speed = f"{self._tokens / self._seconds:,.0f}" if self._seconds else "-"
