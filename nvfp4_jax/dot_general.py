@@ -51,6 +51,7 @@ from nvfp4_jax.contraction import (
 )
 from nvfp4_jax.kernels.blocks import pad_to
 from nvfp4_jax.kernels.select import select
+from nvfp4_jax.materialize import store_on_cpu
 from nvfp4_jax.precision import GEMMS, OPERANDS, LinearPrecision, Operand
 from nvfp4_jax.quantize import signs_for
 
@@ -199,15 +200,9 @@ def _product(a: Merged, b: Merged) -> Array:
     XLA's CPU backend (jaxlib 0.11.2) fails at run time when it folds a transposition before or
     after into such a product; barriers on all sides keep it from doing so.
     """
-    numbers = product_numbers(a, b)
-
-    def product(a, b):
-        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
-
-    def product_on_cpu(a, b):
-        return lax.optimization_barrier(product(*lax.optimization_barrier((a, b))))
-
-    return lax.platform_dependent(a.array, b.array, cpu=product_on_cpu, default=product)
+    operands = store_on_cpu((a.array, b.array))
+    y = lax.dot_general(*operands, product_numbers(a, b), preferred_element_type=jnp.float32)
+    return store_on_cpu(y)
 
 
 def _operand(

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
+from nvfp4_jax.materialize import store_on_cpu
+
 FIXED_SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 
 
@@ -54,20 +56,34 @@ def rotate(
     before, after = x.shape[:axis], x.shape[axis + 1 :]
     groups = x.reshape(*before, -1, n, *after)
     groups = groups * _along(signs, axis + 1, groups.ndim)
-    for stage in range(n.bit_length() - 1):
-        groups = _butterfly(groups, 2**stage, axis + 1)
+    stages = n.bit_length() - 1
+    for stage in range(0, stages, 2):
+        groups = store_on_cpu(groups) if stage else groups
+        groups = _two_stages(groups, 2**stage, axis + 1, last=stage + 1 == stages)
     return groups.reshape(x.shape) * np.float32(1 / np.sqrt(np.float32(n)))
 
 
-def _butterfly(groups, distance, axis):
-    """(a, b) -> (a + b, a - b) for elements `distance` apart along `axis`.
+def _two_stages(groups, distance, axis, last):
+    """Butterflies over `distance` and, unless it is the last stage, twice that.
 
-    Written as `±x + reversed x`, which XLA fuses; slices and a concatenation cost a pass a stage.
+    Two at a time, since each pass over memory costs more than the additions.
     """
     before, after = groups.shape[:axis], groups.shape[axis + 1 :]
-    pairs = groups.reshape(*before, -1, 2, distance, *after)
-    signs = _along(np.asarray([1, -1], np.float32), axis + 1, pairs.ndim)
-    return (pairs * signs + jnp.flip(pairs, axis + 1)).reshape(groups.shape)
+    radix = 2 if last else 4
+    parts = groups.reshape(*before, -1, radix, distance, *after)
+    v = [jax.lax.index_in_dim(parts, i, axis + 1, keepdims=True) for i in range(radix)]
+    sums, differences = _butterfly(v[0::2], v[1::2])
+    if not last:
+        (s, t), (d, e) = sums, differences
+        (s, d), (t, e) = _butterfly((s, d), (t, e))
+        sums, differences = (s, d), (t, e)
+    return jnp.concatenate([*sums, *differences], axis + 1).reshape(groups.shape)
+
+
+def _butterfly(a, b):
+    """(a + b, a - b), pair by pair."""
+    pairs = list(zip(a, b, strict=True))
+    return [x + y for x, y in pairs], [x - y for x, y in pairs]
 
 
 def _along(vector, axis, ndim):

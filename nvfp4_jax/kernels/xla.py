@@ -98,7 +98,10 @@ def round_to_format(
     x = rotated(x, quantizer, axis, signs) if quantizer.rht else exact_float32(x)
     lengths = blocks.block_lengths(quantizer, x.shape, axis)
     split = blocks.split(x, lengths)
-    block_scale, tensor_scale, multiplier = _scales(split, quantizer, blocks.inner_axes(lengths))
+    # Stored, since fused into what follows they would be computed for every element of a block.
+    block_scale, tensor_scale, multiplier = lax.optimization_barrier(
+        _scales(split, quantizer, blocks.inner_axes(lengths))
+    )
     limit = jnp.float32(quantizer.element.max)
     y = jnp.clip(split * multiplier, -limit, limit)
     if random is None:
@@ -134,10 +137,15 @@ def rotated_length(length: int, quantizer: Quantizer) -> int:
 
 
 def rotated(x, quantizer: Quantizer, axis: int, signs) -> Float32[Array, "..."]:
-    """The RHT of `x` along `axis`, padded; rounded to bf16 if `x` was bf16."""
+    """The RHT of `x` along `axis`, padded; rounded to bf16 if `x` was bf16.
+
+    It is stored, in the dtype of `x`: maximum and rounding both read it, and fused into both it
+    would be computed twice. Behind the barrier a cast is a cast.
+    """
     padded = blocks.pad_to(exact_float32(x), _rotated_shape(x.shape, quantizer, axis))
     y = hadamard.rotate(padded, signs, axis)
-    return to_bf16_values(y) if x.dtype == jnp.bfloat16 else y
+    y = y.astype(jnp.bfloat16) if x.dtype == jnp.bfloat16 else y
+    return lax.optimization_barrier(y).astype(jnp.float32)
 
 
 def _rotated_shape(shape, quantizer, axis):
