@@ -102,10 +102,11 @@ def _plain(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
     rows = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        allowed = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
+        causal = jnp.arange(start, stop)[:, None] >= jnp.arange(stop)[None]
+        allowed = causal[None, None, None]
         if segment_ids is not None:
             same = segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]
-            allowed = (allowed & same)[:, None, None]
+            allowed = allowed & same[:, None, None]
         block = grouped[:, :, :, start:stop]
         rows.append(_rows(block, keys[:, :, :stop], values[:, :, :stop], allowed))
     mixed = jnp.concatenate(rows, axis=3)

@@ -34,20 +34,21 @@ class CausalConv(nnx.Module):
     def __call__(self, x: Array, segment_ids: Array | None = None) -> Array:
         """x (batch, length, channels), segment_ids (batch, length); the result is as x."""
         wide = x.astype(accumulator(x.dtype))
-        y = causal_conv(wide, self.weight[...], segment_ids) + self.bias[...]
+        y = causal_conv(wide, self.weight[...].astype(wide.dtype), segment_ids)
+        y += self.bias[...].astype(wide.dtype)[None, None]
         return nnx.silu(y).astype(x.dtype)
 
 
 def causal_conv(x: Array, weight: Array, segment_ids: Array | None = None) -> Array:
     """The sum above without bias: x (batch, length, channels), weight (width, channels)."""
     width = weight.shape[0]
-    total = x * weight[-1]
+    total = x * weight[None, None, -1]
     for distance in range(1, width):
         past = _shift(x, distance)
         if segment_ids is not None:
             same = _shift(segment_ids, distance) == segment_ids
             past = jnp.where(same[..., None], past, 0)
-        total += past * weight[-1 - distance]
+        total += past * weight[None, None, -1 - distance]
     return total
 
 

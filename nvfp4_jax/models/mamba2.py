@@ -84,5 +84,6 @@ class Mamba2(nnx.Module):
     def _steps(self, dt: Array) -> Array:
         """softplus(dt + dt_bias) within dt_limit, (batch, length, H), FP32."""
         low, high = self.config.dt_limit
-        dt = jax.nn.softplus(dt.astype(accumulator(dt.dtype)) + self.dt_bias[...])
+        dt = dt.astype(accumulator(dt.dtype))
+        dt = jax.nn.softplus(dt + self.dt_bias[...].astype(dt.dtype)[None, None])
         return dt if (low, high) == (0, math.inf) else jnp.clip(dt, low, high)

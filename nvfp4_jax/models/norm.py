@@ -8,6 +8,10 @@ bits of a bfloat16. The weight is the multiplier itself (it starts at 1), not it
 
 from __future__ import annotations
 
+import functools
+from typing import cast
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
@@ -16,9 +20,37 @@ from jax.typing import DTypeLike
 from nvfp4_jax.models.product import accumulator
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _normalize(x: Array, eps: float) -> Array:
+    return _forward(x, eps)[0]
+
+
+def _forward(x: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
+    scale = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x * scale, (x, scale)
+
+
+def _backward(eps: float, kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    x, scale = kept
+    along = jnp.mean(dy * x, axis=-1, keepdims=True)
+    return (dy * scale - x * (scale**3 * along),)
+
+
+_normalize.defvjp(_forward, _backward)
+
+
 def normalize(x: Array, eps: float) -> Array:
-    """x / sqrt(mean(x^2) + eps) over the last axis; x is already FP32 (or float64)."""
-    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    """x / sqrt(mean(x^2) + eps) over the last axis; x is already FP32 (or float64).
+
+    With s = 1 / sqrt(mean(x^2) + eps) the gradient is dx = s dy - s^3 mean(dy x) x. Written out it
+    takes a third fewer passes over memory than what differentiating each step gives.
+    """
+    return cast(Array, _normalize(x, eps))
+
+
+def _along(weight: Array, x: Array) -> Array:
+    """A weight (features,) with the rank and dtype of x."""
+    return weight.astype(x.dtype).reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
 class RMSNorm(nnx.Module):
@@ -30,7 +62,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         wide = x.astype(accumulator(x.dtype))
-        return (normalize(wide, self.eps) * self.weight[...]).astype(x.dtype)
+        return (normalize(wide, self.eps) * _along(self.weight[...], wide)).astype(x.dtype)
 
 
 class GatedGroupNorm(nnx.Module):
@@ -53,4 +85,4 @@ class GatedGroupNorm(nnx.Module):
         gated = y.astype(wide) * nnx.silu(z.astype(wide))
         grouped = gated.reshape(*gated.shape[:-1], self.groups, -1)
         normed = normalize(grouped, self.eps).reshape(gated.shape)
-        return (normed * self.weight[...]).astype(z.dtype)
+        return (normed * _along(self.weight[...], normed)).astype(z.dtype)

@@ -30,7 +30,7 @@ from jax.typing import DTypeLike
 
 def accumulator(dtype: DTypeLike) -> jnp.dtype:
     """The dtype to accumulate in: FP32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
 def contract(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTypeLike) -> Array:
@@ -60,8 +60,8 @@ def _product(equation: str, a: Array, b: Array, compute: DTypeLike, result: DTyp
 
 def _einsum(equation: str, a: Array, b: Array, result: DTypeLike) -> Array:
     precision = lax.Precision.HIGHEST if a.dtype.itemsize >= 4 else None
-    out = jnp.promote_types(a.dtype, result)
-    y = jnp.einsum(equation, a, b, precision=precision, preferred_element_type=out)
+    wider = max(a.dtype, jnp.dtype(result), key=lambda dtype: dtype.itemsize)
+    y = jnp.einsum(equation, a, b, precision=precision, preferred_element_type=wider)
     return y.astype(result)
 
 

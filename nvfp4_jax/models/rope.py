@@ -24,7 +24,7 @@ def rotate(x: Array, positions: Array, theta: float) -> Array:
     wide = accumulator(x.dtype)
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=wide) / half)
-    angles = positions.astype(wide)[..., None, None] * frequencies
+    angles = positions.astype(wide)[..., None, None] * frequencies[None, None, None]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -9,7 +9,7 @@ runs 0, 1, 2, ... once at the entrance, which makes that impossible.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 
 def number(segment_ids: Array) -> Array:
@@ -19,7 +19,7 @@ def number(segment_ids: Array) -> Array:
 
 
 def positions(segment_ids: Array) -> Array:
-    """(batch, length): each token's place within its own document, from 0; ids as from `number`."""
-    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-    earlier = segment_ids[:, :, None] > segment_ids[:, None, :]
-    return index - jnp.sum(earlier, axis=-1, dtype=jnp.int32)
+    """(batch, length): each token's place within its own document, from 0."""
+    index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
+    begins = jnp.pad(jnp.diff(segment_ids, axis=1) != 0, ((0, 0), (1, 0)))
+    return index - lax.cummax(jnp.where(begins, index, 0), axis=1)

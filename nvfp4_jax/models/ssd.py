@@ -96,7 +96,7 @@ def ssd(
     states, final = _carry(_left_behind(chunks), _survival(chunks, kept), jnp.swapaxes(start, 2, 3))
     y = jax.checkpoint(_within)(chunks) + _from_start(chunks, kept, states)
     y = jnp.moveaxis(y, 2, 3).reshape(batch, -1, heads, head_dim)[:, :length]
-    y = y + D.astype(wide)[:, None] * x.astype(wide)
+    y = y + D.astype(wide)[None, None, :, None] * x.astype(wide)
     return y.astype(x.dtype), jnp.swapaxes(final, 2, 3).reshape(initial_state.shape)
 
 
@@ -115,7 +115,7 @@ def _cut(
         return jnp.moveaxis(padded.reshape(batch, count, chunk, rows, *inner), 3, 2)
 
     steps = cut(dt, groups, -1)
-    rates = jnp.moveaxis(steps, -1, -2) * A.reshape(groups, -1, 1)
+    rates = jnp.moveaxis(steps, -1, -2) * A.reshape(1, 1, groups, -1, 1)
     stepped = cut(x, groups, -1, head_dim).astype(dt.dtype) * steps[..., None]
     return Chunks(
         x=stepped.astype(x.dtype),
@@ -131,7 +131,7 @@ def _within(chunks: Chunks) -> Array:
     x, log_decay, B, C, seq_idx = chunks
     wide, chunk = log_decay.dtype, x.shape[3]
     scores = contract("bcgqn,bcgkn->bcgqk", C, B, x.dtype, wide)
-    allowed = jnp.tril(jnp.ones((chunk, chunk), bool))
+    allowed = jnp.tril(jnp.ones((1, 1, 1, 1, chunk, chunk), bool))
     if seq_idx is not None:
         allowed = allowed & (seq_idx[..., :, None] == seq_idx[..., None, :])[:, :, :, None]
     gap = log_decay[..., :, None] - log_decay[..., None, :]
