@@ -43,7 +43,7 @@ def first_bad_layer(
         where = _search(program, table, parameters, part, jax.random.fold_in(key, index))
         if where:
             return f"{where} (microbatch {index})"
-    return "no layer: every microbatch is finite by itself, only their sum is not"
+    return "no layer: every gradient is finite, but their sum or norm exceeds FP32"
 
 
 def _search(
