@@ -17,6 +17,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # The same examples every time, however slow the machine.
 hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, database=None, max_examples=30
+    "repeatable", derandomize=True, deadline=None, database=None, max_examples=20
 )
 hypothesis.settings.load_profile("repeatable")

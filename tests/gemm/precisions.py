@@ -70,10 +70,11 @@ LAYOUTS = {
     "plain": PLAIN,
     "tokens": ((3, 17, 40), (40, 24), (((2,), (0,)), ((), ()))),
     "transposed": ((40, 50), (24, 40), (((0,), (1,)), ((), ()))),
-    "vector": ((40,), (40, 24), (((0,), (0,)), ((), ()))),
+    "one token": ((40,), (40, 24), (((0,), (0,)), ((), ()))),
     "batch": ((2, 48, 32), (2, 32, 16), (((2,), (1,)), ((0,), (0,)))),
 }
-# Several axes of one kind: here random bits have more than one natural order, see test_layouts.
+# Several axes of one kind. Rounded to nearest only: the places of random bits are defined for the
+# tensor as passed, and an operand with several axes merged into one is passed on as a matrix.
 SEVERAL = {
     "heads in": ((5, 7, 4, 10), (4, 10, 24), (((2, 3), (0, 1)), ((), ()))),
     "heads out": ((5, 7, 40), (40, 3, 8), (((2,), (0,)), ((), ()))),

@@ -32,29 +32,33 @@ def operands(layout, dtypes: str = "float32"):
     return lhs, rhs, jnp.asarray(numbers(shape.shape, 2), lhs.dtype), axes
 
 
-@pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
-def test_every_precision_at_a_ragged_size(precision, dtypes):
-    arguments = operands(PLAIN, dtypes)
-    actual = from_package(precision, *arguments, KEY)
+def check(precision: str, layout, dtypes: str = "float32"):
+    arguments = operands(layout, dtypes)
+    actual = from_package(PRECISIONS[precision], *arguments, KEY)
     assert [a.dtype for a in actual] == [arguments[0].dtype, *(a.dtype for a in arguments[:2])]
-    assert_products(actual, from_oracle(precision, *arguments, KEY))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("precision", ["paper", "fp8", "rotations"])
-def test_every_layout(layout, precision):
-    arguments = operands(layout)
-    actual = from_package(PRECISIONS[precision], *arguments, KEY)
     assert_products(actual, from_oracle(PRECISIONS[precision], *arguments, KEY))
 
 
-@pytest.mark.parametrize("layout", SEVERAL.values(), ids=SEVERAL)
-@pytest.mark.parametrize("precision", ["rows", "mxfp4", "bf16", "fp8 tensor"])
+@pytest.mark.parametrize("dtypes", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_precision_at_a_ragged_size(precision, dtypes):
+    check(precision, PLAIN, dtypes)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "rows"])
+def test_a_weight_in_bf16(precision):
+    check(precision, PLAIN, "all bfloat16")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout(layout):
+    check("paper", LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("precision", ["rows", "bf16"])
+@pytest.mark.parametrize("layout", SEVERAL)
 def test_several_axes_of_a_kind(layout, precision):
-    arguments = operands(layout)
-    actual = from_package(PRECISIONS[precision], *arguments, KEY)
-    assert_products(actual, from_oracle(PRECISIONS[precision], *arguments, KEY))
+    check(precision, SEVERAL[layout])
 
 
 def test_the_preferred_element_type_is_the_results():
@@ -76,9 +80,12 @@ def test_a_weights_gradient_is_never_rounded_to_bf16():
 def test_a_bf16_input_sees_the_bf16_cast_of_the_weight():
     """The codes of the FP32 weight and those of its cast differ; the second are wanted."""
     lhs, rhs, _, axes = operands(PLAIN, "bfloat16")
-    dot_general = nvfp4.make_dot_general(PRECISIONS["rows"])
-    mixed = dot_general(lhs, rhs, axes, preferred_element_type=jnp.float32)
-    cast = dot_general(lhs, rhs.astype(jnp.bfloat16), axes, preferred_element_type=jnp.float32)
+    dot_general = jax.jit(
+        lambda lhs, rhs: nvfp4.make_dot_general(PRECISIONS["rows"])(
+            lhs, rhs, axes, preferred_element_type=jnp.float32
+        )
+    )
+    mixed, cast = dot_general(lhs, rhs), dot_general(lhs, rhs.astype(jnp.bfloat16))
     np.testing.assert_array_equal(mixed, cast)
     spec = from_oracle(PRECISIONS["rows"], lhs.astype(jnp.float32), rhs, mixed, axes, KEY)[0]
     assert error(mixed, spec) > 1e-3

@@ -47,7 +47,13 @@ def places(
 
 
 def _padded(shape: Axes, contraction: Axes, rows: Axes | None, length: int):
-    """The shape, and its axes anew, with the neighbours that are contracted as one of `length`."""
+    """The shape, and its axes anew, with the neighbours that are contracted as one of `length`.
+
+    A product without a contraction, such as the weight's gradient for a single token, contracts
+    one axis of size 1, the last.
+    """
+    if not contraction:
+        return (*shape, length), (len(shape),), rows
     first, last = contraction[0], contraction[-1]
     assert contraction == tuple(range(first, last + 1)), "padding is defined for neighbours"
     if rows is not None:
