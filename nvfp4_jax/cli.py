@@ -9,6 +9,7 @@ What takes time to import (JAX, Flax, Orbax) is imported by the command that nee
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         what = f"unknown command {command!r}" if command else "no command"
         _fail("nvfp4", f"{what}: {nearest_spelling(command, tuple(_COMMANDS))}")
     options, action = _COMMANDS[command]
+    logging.getLogger("jax._src.xla_bridge").addFilter(_one_line)
     prog = f"nvfp4 {command}"
     chosen = tyro.cli(options, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     _run(prog, action, chosen)
@@ -93,6 +95,14 @@ def _run(prog: str, action: Any, options: Any) -> None:
         _fail(prog, str(error), status=1)
     except KeyboardInterrupt:
         _fail(prog, "interrupted", status=130)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """A GPU plugin that does not start is worth a line, not a traceback: JAX goes on without it."""
+    if record.exc_info and record.exc_info[1]:
+        record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]}", ()
+        record.exc_info = None
+    return True
 
 
 def _fail(prog: str, message: str, status: int = 2) -> None:

@@ -1,0 +1,94 @@
+"""Malformed command lines, and what the one message must say.
+
+Each case: the words after `nvfp4`, and parts of the message, the place first, then the remedy.
+`{tmp}` stands for a fresh folder that holds `file.txt`, `model.json` (malformed) and `empty/`.
+"""
+
+from __future__ import annotations
+
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "no-command": ("", ("no command", "'train'")),
+    "unknown-command": ("trian --workdir {tmp}/run", ("'trian'", "did you mean 'train'?")),
+    "flag-for-command": ("--workdir {tmp}/run", ("unknown command '--workdir'", "'train'")),
+    "no-workdir": ("train", ("--workdir PATH", "required")),
+    "misspelt-flag": ("train --workdir {tmp}/run --stps 3", ("--stps", "--steps INT")),
+    "extra-word": ("train --workdir {tmp}/run nvfp4", ("nvfp4", "--help")),
+    "no-value": ("train --workdir {tmp}/run --steps", ("--steps", "Expected 1")),
+    "not-a-number": ("train --workdir {tmp}/run --steps many", ("--steps", "'many'", "INT")),
+    "fraction-of-a-step": ("train --workdir {tmp}/run --steps 1.5", ("--steps", "'1.5'", "INT")),
+    "no-steps": ("train --workdir {tmp}/run --steps 0", ("--steps 0", "at least 1")),
+    "negative-seed": ("train --workdir {tmp}/run --seed -1", ("--seed -1", "from 0 to")),
+    "ragged-microbatches": (
+        "train --workdir {tmp}/run --batch 8 --microbatches 3",
+        ("--microbatches 3", "does not divide --batch 8"),
+    ),
+    "learning-rate": (
+        "train --workdir {tmp}/run --learning-rate -1",
+        ("--learning-rate -1", "positive"),
+    ),
+    "decay-fraction": (
+        "train --workdir {tmp}/run --decay-fraction 1.2",
+        ("--decay-fraction 1.2", "from 0 to 1"),
+    ),
+    "warmup-and-decay": (
+        "train --workdir {tmp}/run --steps 10 --warmup 9 --decay-fraction 0.5",
+        ("--warmup 9", "exceed --steps 10", "lower one"),
+    ),
+    "unknown-choice": ("train --workdir {tmp}/run --remat blocks", ("--remat", "'block'")),
+    "unknown-model": (
+        "train --workdir {tmp}/run --model tny",
+        ("--model tny", "did you mean 'tiny'?"),
+    ),
+    "malformed-model": (
+        "train --workdir {tmp}/run --model {tmp}/model.json",
+        ("model.json", "'hiden'", "did you mean 'hidden'?"),
+    ),
+    "unknown-recipe": (
+        "train --workdir {tmp}/run --recipe nvpf4",
+        ("nvpf4", "did you mean 'nvfp4'?"),
+    ),
+    "recipe-for-another-model": (
+        "train --workdir {tmp}/run --recipe {tmp}/recipe.toml",
+        ("recipe.toml", "rule 1", "index"),
+    ),
+    "missing-data": (
+        "train --workdir {tmp}/run --data {tmp}/missing",
+        ("--data", "missing: does not exist", "give a folder"),
+    ),
+    "empty-data": (
+        "train --workdir {tmp}/run --data {tmp}/empty",
+        ("--data", "holds no files", "put UTF-8 text files"),
+    ),
+    "file-for-workdir": (
+        "train --workdir {tmp}/file.txt",
+        ("--workdir", "is a file", "give a folder"),
+    ),
+    "below-a-file": (
+        "train --workdir {tmp}/file.txt/run",
+        ("--workdir", "file.txt is a file", "give a folder"),
+    ),
+    "explain-model": ("explain --model nano-12b", ("--model nano-12b", "'nano-12b-v2'")),
+    "explain-recipe": ("explain --recipe mxfp5", ("mxfp5", "did you mean 'mxfp4'?")),
+    "explain-flag": ("explain --jsn", ("--jsn", "--json")),
+    "explain-negative": ("explain --no-json", ("--no-json", "--json")),
+    "compare-one": ("compare bf16 --workdir {tmp}/run", ("two recipes or more", "bf16 nvfp4")),
+    "compare-twice": ("compare bf16 bf16 --workdir {tmp}/run", ("two recipes", "'bf16'")),
+    "compare-unknown": (
+        "compare bf16 nvfp --workdir {tmp}/run",
+        ("nvfp", "did you mean 'nvfp4'?"),
+    ),
+    "compare-seeds": (
+        "compare bf16 nvfp4 --seeds 0 --workdir {tmp}/run",
+        ("--seeds 0", "at least 1"),
+    ),
+}
+
+MALFORMED_MODEL = '{"pattern": "M-", "hiden": 16}'
+RECIPE_FOR_ANOTHER_MODEL = """\
+[[rule]]
+blocks = { index = [50] }
+precision = "bf16"
+[[rule]]
+match = "**"
+precision = "bf16"
+"""

@@ -1,0 +1,78 @@
+"""Commands that succeed: help, explain, and a comparison from two recipes to a picture."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from nvfp4_jax.cli import main
+from nvfp4_jax.recipe import available
+
+from ..training import micro
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"]])
+def test_help_lists_the_commands(argv, capsys):
+    main(argv)
+    output = capsys.readouterr().out
+    assert all(command in output for command in ("train", "explain", "compare"))
+
+
+@pytest.mark.parametrize("command", ["train", "explain", "compare"])
+def test_help_of_a_command_explains_every_flag(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([command, "--help"])
+    assert exit.value.code == 0
+    output = capsys.readouterr().out
+    assert "--model" in output
+    assert "--no-" not in output
+
+
+def test_explain_the_12b_in_seconds(capsys):
+    began = time.perf_counter()
+    main(["explain", "--model", "nano-12b-v2", "--recipe", "nvfp4-12b"])
+    assert time.perf_counter() - began < 10
+    output = capsys.readouterr().out
+    assert "62 blocks" in output
+    assert "12,310,001,152 parameters" in output
+    assert "blocks_2..51/mamba/in_proj" in output
+
+
+def test_explain_every_layer_and_as_json(capsys):
+    main(["explain", "--model", "tiny", "--all"])
+    rows = capsys.readouterr().out
+    assert all(f"blocks_{i}/" in rows for i in range(9))
+    main(["explain", "--model", "tiny", "--json"])
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert len(layers) == 21
+
+
+@pytest.mark.parametrize("recipe", available())
+def test_every_shipped_recipe_explains_tiny(recipe, capsys):
+    main(["explain", "--model", "tiny", "--recipe", recipe])
+    assert f"recipe {recipe}" in capsys.readouterr().out
+
+
+def test_compare(tmp_path, capsys):
+    inputs = micro.write_inputs(tmp_path / "inputs")
+    words = micro.command(inputs, tmp_path / "out", steps=4)[1:]
+    at = words.index("--recipe")
+    recipe = words.pop(at + 1)
+    words.pop(at)
+    argv = ["compare", "bf16", recipe, "--seeds", "2", *words]
+    main(argv)
+    output = capsys.readouterr().out
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [row["recipe"] for row in rows] == ["bf16", "recipe"]
+    assert rows[0]["gaps"] == [0, 0]
+    first, second = (row["bits_per_byte"] for row in rows)
+    assert rows[1]["gaps"] == pytest.approx([b / a - 1 for a, b in zip(first, second, strict=True)])
+    assert rows[1]["gaps"][0] != rows[1]["gaps"][1]
+    assert (tmp_path / "out" / "compare.txt").read_text() in output
+    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("bf16-seed0", "bf16-seed1", "recipe-seed0", "recipe-seed1"):
+        assert (tmp_path / "out" / name / "metrics.jsonl").read_bytes().count(b"\n") == 4
+    main(argv)  # all four runs are there: nothing is trained again
+    assert "step 4/4" not in capsys.readouterr().out
