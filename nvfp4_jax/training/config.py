@@ -64,7 +64,7 @@ class TrainConfig:
     learning_rate: float = 3e-3
     warmup: int | None = None
     decay_fraction: float = 0.2
-    save_every: int = 100
+    save_every: int = 50
     keep: int = 2
     eval_every: int = 50
     eval_batches: int = 16
