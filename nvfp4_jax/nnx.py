@@ -89,7 +89,9 @@ def apply_recipe(
 def linear_modules(model: Any) -> dict[str, Any]:
     """The layers a recipe governs, by path (`blocks_7/mlp/up`)."""
     return {
-        layer_path(path): node for path, node in nnx.iter_graph(model) if isinstance(node, LINEARS)
+        layer_path(map(str, path)): node
+        for path, node in nnx.iter_graph(model)
+        if isinstance(node, LINEARS)
     }
 
 

@@ -9,11 +9,20 @@ from __future__ import annotations
 import hypothesis
 import jax
 
-jax.config.update("jax_platforms", "cpu")
 # A configuration and not XLA_FLAGS: processes that tests start should see a machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_addoption(parser):
+    """`--platform cuda` runs a suite on a GPU, such as tests/numerics before a release."""
+    parser.addoption("--platform", default="cpu", help="where JAX computes (default: cpu)")
+
+
+def pytest_configure(config):
+    jax.config.update("jax_platforms", config.getoption("--platform"))
+
 
 # The same examples every time, however slow the machine.
 hypothesis.settings.register_profile(
