@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nvfp4_jax import Quantizer
+from tests.oracle import scales as oracle_scales
 
 from .compare import assert_codes, bits, compiled
 from .inputs import FLT_MAX, element_of, positive_codes, probes
@@ -73,6 +74,34 @@ def test_every_e4m3_block_scale():
     np.testing.assert_array_equal(met, positive_codes(element_of("mxfp8_e4m3")))
     for factor in (1e-3, 0.77, 3e4):  # and where the scale of the tensor is no power of two
         assert_codes(x * np.float32(factor), Quantizer("nvfp4"))
+
+
+def ulps_around(x: np.ndarray, reach: int) -> np.ndarray:
+    """Each positive float32 and its `reach` neighbours on both sides, along a new last axis."""
+    steps = np.arange(-reach, reach + 1, dtype=np.int32)
+    return (x.astype(np.float32).view(np.int32)[..., None] + steps).view(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scales_and_elements_an_ulp_from_a_tie(seed):
+    """The order of multiplications shows here: S * (1/6) first, and e from the rounded scale.
+
+    Under a tensor maximum of any mantissa, block maxima that bring the scale to within three ulp
+    of each midpoint of E4M3, and in those blocks elements within an ulp of the midpoints of E2M1.
+    """
+    amax = np.float32(np.random.default_rng(seed).uniform(1, 2) * 10.0 ** (seed - 2))
+    encode = np.float32(2688) / amax
+    values = positive_codes(element_of("mxfp8_e4m3"))
+    middles = (values[1:] + values[:-1])[:-1] / 2
+    maxima = ulps_around(middles / (encode * np.float32(1 / 6)), 3).reshape(-1)
+    scales, multipliers = oracle_scales.nvfp4(maxima, amax)
+    ties = np.asarray([0.25, 0.75, 1.25, 1.75, 2.5], np.float32)
+    elements = ulps_around(ties / multipliers[:, None], 1).reshape(len(maxima), -1)
+    elements = np.where(scales[:, None] == 0, 0, np.minimum(elements, maxima[:, None]))
+    x = np.concatenate([maxima[:, None], elements], axis=1).astype(np.float32)
+    assert x.shape[1] == 16
+    assert np.unique(scales).size > 120
+    assert_codes(np.concatenate([x, np.full((1, 16), amax)]), Quantizer("nvfp4"))
 
 
 @pytest.mark.parametrize("scale", ["up", "floor"])
