@@ -33,7 +33,7 @@ def chunked(logits_in_memory):
 
 
 @pytest.fixture(scope="module")
-def inputs():
+def arrays():
     draw = np.random.default_rng(0)
     return (
         jnp.asarray(draw.normal(size=(WIDTH, VOCABULARY)), jnp.float32),
@@ -44,19 +44,19 @@ def inputs():
 
 
 @pytest.mark.parametrize("tokens_a_chunk", [1, 4, 7, 20, 21, 1000])
-def test_value_and_gradients(inputs, tokens_a_chunk):
-    expected = jax.value_and_grad(plain, argnums=(0, 1))(*inputs)
+def test_value_and_gradients(arrays, tokens_a_chunk):
+    expected = jax.value_and_grad(plain, argnums=(0, 1))(*arrays)
     loss = chunked(tokens_a_chunk * VOCABULARY)
-    found = jax.value_and_grad(loss, argnums=(0, 1))(*inputs)
+    found = jax.value_and_grad(loss, argnums=(0, 1))(*arrays)
     # FP32 sums of 21 terms in another order: a few units of the last place, 2^-24 each
     jax.tree.map(
         lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-6), found, expected
     )
 
 
-def test_all_logits_are_never_held(inputs):
+def test_all_logits_are_never_held(arrays):
     """No array of the jaxpr, forward or backward, has an axis pair (all tokens, vocabulary)."""
-    step = jax.make_jaxpr(jax.value_and_grad(chunked(4 * VOCABULARY), argnums=(0, 1)))(*inputs)
+    step = jax.make_jaxpr(jax.value_and_grad(chunked(4 * VOCABULARY), argnums=(0, 1)))(*arrays)
     logits = [shape for shape in shapes(step.jaxpr) if shape[-1:] == (VOCABULARY,)]
     assert (4, VOCABULARY) in logits
     largest = max(np.prod(shape[:-1]) for shape in logits)

@@ -149,7 +149,8 @@ def test_a_step_moves_parameters_and_counts(run, compiled):
 
 def test_a_bad_step_changes_nothing_but_the_counters(run, compiled):
     state, key = state_of(run), jax.random.key(0)
-    poisoned = state.parameters | {"head/kernel": jnp.full((16, 256), jnp.inf)}
+    bad = jnp.full_like(state.parameters["head/kernel"], jnp.inf)
+    poisoned = state.parameters | {"head/kernel": bad}
     state = dataclasses.replace(state, parameters=poisoned)
     after, measured = compiled(state, batch_of(run), key)
     assert not jnp.isfinite(measured.loss)
