@@ -56,13 +56,15 @@ def from_pretrained(
     model = nnx.eval_shape(lambda: Hybrid(config, rngs=nnx.Rngs(0), dtype=dtype))
     graph, abstract = nnx.split(model)
     where = _locate(directory)
-    wanted = {path: theirs(path, _prefix(directory, where)) for path, _ in abstract.flat_state()}
+    wanted = {
+        path: theirs(path, _prefix(directory, where)) for path, _ in nnx.to_flat_state(abstract)
+    }
     _check_names(directory, where, {entry.name for entry in wanted.values()})
     loaded = [
         (path, variable.replace(_load(where[wanted[path].name], wanted[path], variable)))
-        for path, variable in abstract.flat_state()
+        for path, variable in nnx.to_flat_state(abstract)
     ]
-    return nnx.merge(graph, nnx.State.from_flat_path(loaded))
+    return nnx.merge(graph, nnx.from_flat_state(loaded))
 
 
 def _present(path: Path) -> Path:
@@ -161,7 +163,7 @@ def save_pretrained(
 def _shards(model: Hybrid, dtype: np.dtype, limit: int) -> Iterator[dict[str, np.ndarray]]:
     """Tensors by their names in the file, in groups of at most `limit` bytes."""
     shard: dict[str, np.ndarray] = {}
-    for path, variable in nnx.state(model, nnx.Param).flat_state():
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         entry = theirs(path, PREFIXES[0])
         array = entry.encode(np.asarray(variable[...]).astype(dtype))
         if shard and sum(a.nbytes for a in shard.values()) + array.nbytes > limit:

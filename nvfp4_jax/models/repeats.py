@@ -14,6 +14,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
+LOOP_COST = 2  # in blocks
+
+
 @dataclass(frozen=True)
 class Repeat:
     """Blocks start .. start + period * count - 1 are `count` equal groups of `period` blocks."""
@@ -31,8 +34,9 @@ class Repeat:
 def find_repeats(labels: Sequence[Hashable]) -> tuple[Repeat, ...]:
     """Disjoint repeats, in order, that leave the least code to compile.
 
-    Code is counted in blocks: a repeat of period p costs p, a block outside costs 1. Among equal
-    costs the fewest repeats win, then the earliest. Found by dynamic programming over the start.
+    Code is counted in blocks: a block outside a repeat costs 1, a repeat of period p costs p + 2,
+    since a loop stacks its parameters and must be worth it. Among equal costs the fewest repeats
+    win, then the latest. Found by dynamic programming over the start.
 
     Args:
       labels: one hashable value a block; blocks with equal labels are interchangeable.
@@ -43,7 +47,7 @@ def find_repeats(labels: Sequence[Hashable]) -> tuple[Repeat, ...]:
         options = [(cost + 1, loops, found)]
         for repeat in _repeats_at(labels, start):
             cost, loops, found = best[repeat.stop]
-            options.append((cost + repeat.period, loops + 1, (repeat, *found)))
+            options.append((cost + repeat.period + LOOP_COST, loops + 1, (repeat, *found)))
         best[start] = min(options, key=lambda option: option[:2])
     return best[0][2]
 
