@@ -136,4 +136,4 @@ def _mean_curve(name: str, configs: Sequence[TrainConfig]) -> Curve:
 def _write(workdir: Path, rows: Sequence[Row], curves: Sequence[Curve]) -> None:
     write_atomically(workdir / "compare.txt", table(rows) + "\n")
     write_json(workdir / "compare.json", [dataclasses.asdict(row) for row in rows])
-    plot_runs(workdir / "compare.png", curves, "held-out points and running means of training")
+    plot_runs(workdir / "compare.png", curves)

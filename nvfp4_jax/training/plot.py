@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,13 @@ from nvfp4_jax.training.metrics import read_lines
 
 INK = "#1f2933"
 FAINT = "#9aa5b1"
+HELD_OUT_MARKS: dict[str, Any] = {
+    "linewidth": 1.2,
+    "marker": "o",
+    "markersize": 5,
+    "markeredgecolor": "white",
+    "zorder": 3,
+}
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#bf812d", "#35978f", "#c51b7d")
 
 
@@ -53,35 +61,44 @@ def plot_run(path: Path, curve: Curve, title: str, switches: Sequence[int] = ())
     axes.plot(curve.steps, curve.training, color=COLOURS[0], alpha=0.25, linewidth=0.8)
     mean = _running_mean(curve.training)
     axes.plot(curve.steps, mean, color=COLOURS[0], linewidth=1.8, label="training, running mean")
-    _held_out(axes, curve, COLOURS[1], "held out")
+    if curve.held_out.size:
+        x, y = curve.held_out_steps, curve.held_out
+        axes.plot(x, y, color=COLOURS[1], label="held out", **HELD_OUT_MARKS)
+        _end_value(axes, x, y, f"{y[-1]:.3f}", COLOURS[1])
     for step in switches:
-        axes.axvline(step, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            "precision switches",
-            (step, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4, -4),
-            textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="top",
-            color=FAINT,
-            fontsize=8,
-        )
-    _finish(axes, [mean, curve.held_out])
+        label = "precision switches" if step == switches[0] else None
+        axes.axvline(step, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label=label)
+    _finish(axes, [mean, curve.held_out], "bits per byte")
     _write(figure, path)
 
 
-def plot_runs(path: Path, curves: Sequence[Curve], title: str) -> None:
-    """Write the picture of several runs, one colour each: running means and held-out points."""
-    figure, axes = _canvas(title)
-    means = []
-    for i, curve in enumerate(curves):
+def plot_runs(path: Path, curves: Sequence[Curve]) -> None:
+    """Write the picture of several runs: above their running means, below their gaps to the first.
+
+    Runs worth comparing lie within a line's width of each other, so the gaps have axes of their
+    own: points for held-out files, a line for the running means of the same training batches.
+    """
+    figure = Figure(figsize=(8, 6.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    first, means = curves[0], [_running_mean(curve.training) for curve in curves]
+    for i, (curve, mean) in enumerate(zip(curves, means, strict=True)):
         colour = COLOURS[i % len(COLOURS)]
-        means.append(_running_mean(curve.training))
-        axes.plot(curve.steps, means[-1], color=colour, linewidth=1.4, label=curve.label)
-        _held_out(axes, curve, colour, None)
-    _finish(axes, [*means, *(curve.held_out for curve in curves)])
+        end = f"{curve.held_out[-1]:.3f} held out" if curve.held_out.size else "not evaluated"
+        label = f"{curve.label}: {end}"
+        above.plot(curve.steps, mean, color=colour, linewidth=1.4, label=label)
+        if curve is first:
+            continue
+        below.plot(curve.steps, 100 * (mean / means[0] - 1), color=colour, alpha=0.5, linewidth=1)
+        gap = 100 * (curve.held_out / first.held_out - 1)
+        below.plot(curve.held_out_steps, gap, color=colour, **HELD_OUT_MARKS)
+        _end_value(below, curve.held_out_steps, gap, f"{gap[-1]:+.2f}%", colour)
+    below.axhline(0, color=COLOURS[0], linewidth=1.4)
+    _title(above, "training, running mean")
+    _title(below, f"gap to {first.label}: held out (points), training (line)")
+    _finish(above, means, "bits per byte")
+    _finish(below, [], "percent")
+    above.set_xlabel("")
     _write(figure, path)
 
 
@@ -89,28 +106,19 @@ def _canvas(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=10)
+    _title(axes, title)
     return figure, axes
 
 
-def _held_out(axes: Axes, curve: Curve, colour: str, label: str | None) -> None:
-    if not curve.held_out.size:
-        return
-    axes.plot(
-        curve.held_out_steps,
-        curve.held_out,
-        color=colour,
-        linestyle="none" if label is None else "-",
-        linewidth=1.2,
-        marker="o",
-        markersize=5,
-        markeredgecolor="white",
-        label=label,
-        zorder=3,
-    )
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=10)
+
+
+def _end_value(axes: Axes, x: np.ndarray, y: np.ndarray, text: str, colour: str) -> None:
+    """Write the last value of a series beside it."""
     axes.annotate(
-        f"{curve.held_out[-1]:.3f}",
-        (curve.held_out_steps[-1], curve.held_out[-1]),
+        text,
+        (x[-1], y[-1]),
         xytext=(6, 0),
         textcoords="offset points",
         va="center",
@@ -120,7 +128,7 @@ def _held_out(axes: Axes, curve: Curve, colour: str, label: str | None) -> None:
     )
 
 
-def _finish(axes: Axes, series: Sequence[np.ndarray]) -> None:
+def _finish(axes: Axes, series: Sequence[np.ndarray], unit: str) -> None:
     """Axes that say what they show, and a range that the first steps do not spoil."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -129,8 +137,8 @@ def _finish(axes: Axes, series: Sequence[np.ndarray]) -> None:
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.8)
     axes.set_xlabel("step", color=INK)
-    axes.set_ylabel("bits per byte", color=INK)
-    values = np.concatenate([s[np.isfinite(s)] for s in series])
+    axes.set_ylabel(unit, color=INK)
+    values = np.concatenate([np.empty(0), *(s[np.isfinite(s)] for s in series)])
     if values.size:
         low, high = values.min(), np.quantile(values, 0.97)
         axes.set_ylim(low - 0.1 * (high - low) - 0.05, high + 0.15 * (high - low) + 0.05)
