@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nvfp4_jax.training.compare import compare as compare
     from nvfp4_jax.training.config import TrainConfig as TrainConfig
     from nvfp4_jax.training.errors import Diverged as Diverged
     from nvfp4_jax.training.errors import UsageError as UsageError
