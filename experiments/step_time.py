@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import tyro
+from flax import nnx
 
 from nvfp4_jax import models
 from nvfp4_jax.recipe import load_recipe
@@ -27,7 +28,6 @@ from nvfp4_jax.training.loss import cross_entropy_sum
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
 from nvfp4_jax.training.state import TrainState, abstract_model, assemble, initial_state
 from nvfp4_jax.training.step import Program, make_step
-from flax import nnx
 
 
 @dataclass(frozen=True)
