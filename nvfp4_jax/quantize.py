@@ -53,8 +53,8 @@ def quantize(
       TypeError: `x` is not a float array.
       ValueError: no axes, an axis out of range, a key that is missing, an unknown implementation.
 
-    Source: arXiv 2509.25149 appendix B. On CPUs tensors with 0 < max|x| < 3e-35 are exempt from
-    bit-exactness, since XLA flushes subnormal numbers there.
+    Source: arXiv 2509.25149 appendix B. On CPUs tensors with 0 < max|x| < 3e-35, and blocks below
+    8e-38 in any tensor, are exempt from bit-exactness, since XLA flushes subnormal numbers there.
     """
     x, axis = _checked(x, axis)
     _check_key(quantizer, key)

@@ -26,6 +26,6 @@ def pytest_configure(config):
 
 # The same examples every time, however slow the machine.
 hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, database=None, max_examples=20
+    "repeatable", derandomize=True, deadline=None, database=None, max_examples=15
 )
 hypothesis.settings.load_profile("repeatable")

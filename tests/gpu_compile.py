@@ -65,7 +65,9 @@ def compile_for_h100(f: Callable, *arguments: jax.ShapeDtypeStruct) -> str:
         jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
         for a in arguments
     ]
-    return jax.jit(f).lower(*placed).compile().as_text()
+    text = jax.jit(f).lower(*placed).compile().as_text()
+    assert text is not None
+    return text
 
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")

@@ -42,7 +42,8 @@ def nvfp4_scales(block_amax: Int32[Array, "..."], amax: Int32[Array, ""]) -> Sca
         s = E4M3(min(block_amax * (S * (1/6)), 448))
         e = min(1 / (s * (1 / S)), FLT_MAX)
 
-    Exempt: 0 < amax < 3e-35, where 1 / S is subnormal and XLA's CPU backend flushes it to zero.
+    Exempt where XLA's CPU backend flushes subnormal numbers: 0 < amax < 3e-35, since 1 / S is
+    subnormal, and blocks of maxima below 8e-38, since s / S is.
     """
     encode = jnp.minimum(divide(jnp.float32(NVFP4_RANGE), _float(amax)), FLOAT32_MAX)
     encode = jnp.where(encode == 0, jnp.float32(1), encode)

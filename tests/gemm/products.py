@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,24 +42,26 @@ def from_package(precision, lhs, rhs, g, dimension_numbers, key, dtype=None):
 
 def from_oracle(precision, lhs, rhs, g, dimension_numbers, key):
     """(y, dx, dw) in float64."""
-    arguments = [gemm_arguments(precision, name, key) for name in GEMMS]
-    lhs, rhs, g = (np.asarray(a) for a in (lhs, rhs, g))
+    parts = [gemm_arguments(precision, name, key) for name in GEMMS]
+    x, w, dy = (np.asarray(a) for a in (lhs, rhs, g))
     return (
-        oracle.fprop(lhs, rhs, dimension_numbers, *arguments[0]),
-        oracle.dgrad(lhs, rhs, g, dimension_numbers, *arguments[1]),
-        oracle.wgrad(lhs, rhs, g, dimension_numbers, *arguments[2]),
+        oracle.fprop(x, w, dimension_numbers, **parts[0]),
+        oracle.dgrad(x, w, dy, dimension_numbers, **parts[1]),
+        oracle.wgrad(x, w, dy, dimension_numbers, **parts[2]),
     )
 
 
-def gemm_arguments(precision: LinearPrecision, gemm: str, key):
+def gemm_arguments(precision: LinearPrecision, gemm: str, key) -> dict[str, Any]:
     """Both specs of a GEMM and the words of both keys: the layer's, folded with GEMM, operand."""
     gemm_key = jax.random.fold_in(key, list(GEMMS).index(gemm))
-    specs, keys = [], []
+    specs: dict[str, Any] = {}
+    keys = []
     for operand in GEMMS[gemm]:
         quantizer = getattr(getattr(precision, gemm), operand)
-        specs.append(spec_of(quantizer, gemm_key) if isinstance(quantizer, Quantizer) else None)
+        quantized = isinstance(quantizer, Quantizer)
+        specs[operand] = spec_of(quantizer, gemm_key) if quantized else None
         keys.append(words(jax.random.fold_in(gemm_key, OPERANDS.index(operand))))
-    return *specs, tuple(keys)
+    return {**specs, "keys": tuple(keys)}
 
 
 def error(actual, expected: np.ndarray) -> float:

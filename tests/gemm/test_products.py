@@ -10,7 +10,7 @@ import pytest
 import nvfp4_jax as nvfp4
 from tests.oracle import gemm as oracle
 
-from .precisions import LAYOUTS, PAPER, PLAIN, PRECISIONS, SEVERAL, numbers, same
+from .precisions import LAYOUTS, PAPER, PLAIN, PRECISIONS, ROW, SEVERAL, numbers, same
 from .products import TOLERANCE, assert_products, error, from_oracle, from_package
 
 KEY = jax.random.key(99)
@@ -39,14 +39,18 @@ def check(precision: str, layout, dtypes: str = "float32"):
     assert_products(actual, from_oracle(PRECISIONS[precision], *arguments, KEY))
 
 
-@pytest.mark.parametrize("dtypes", ["float32", "bfloat16"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_at_a_ragged_size(precision, dtypes):
-    check(precision, PLAIN, dtypes)
+def test_every_precision_at_a_ragged_size(precision):
+    check(precision, PLAIN)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "rows"])
-def test_a_weight_in_bf16(precision):
+@pytest.mark.parametrize("precision", ["paper", "bf16", "fp8", "mixed"])
+def test_a_bf16_input(precision):
+    check(precision, PLAIN, "bfloat16")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "mxfp4"])
+def test_a_weight_in_bf16_as_well(precision):
     check(precision, PLAIN, "all bfloat16")
 
 
@@ -96,7 +100,7 @@ def test_all_three_quantize_from_high_precision():
     lhs, rhs, g, axes = operands(PLAIN)
     rows = PRECISIONS["rows"]
     _, dx, _ = from_package(rows, lhs, rhs, g, axes, KEY)
-    again = jnp.asarray(nvfp4.qdq(rhs, rows.fprop.weight, axis=0))
+    again = jnp.asarray(nvfp4.qdq(rhs, ROW, axis=0))
     twice = from_oracle(rows, lhs, again, g, axes, KEY)[1]
     assert error(dx, twice) > 1e-3
 

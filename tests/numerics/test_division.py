@@ -55,7 +55,7 @@ def test_one_application_is_not_enough_for_two_ulp():
     """So that the two in `divide` are known to be needed."""
     x, y = pairs("random")
     wrong = ((x / y).view(np.int32) + 2).view(np.float32)
-    assert np.any(np.asarray(correct_quotient(jnp.asarray(wrong), x, y)) != x / y)
+    assert np.any(np.asarray(correct_quotient(*map(jnp.asarray, (wrong, x, y)))) != x / y)
 
 
 @pytest.mark.parametrize("kind", ["random", "edges"])

@@ -31,7 +31,8 @@ class Quantized:
 
     def dequantize(self) -> np.ndarray:
         values = self.operand()
-        return values if self.tensor_scale is None else values * self.tensor_scale
+        with np.errstate(over="ignore", invalid="ignore"):
+            return values if self.tensor_scale is None else values * self.tensor_scale
 
 
 def expand(per_block: np.ndarray, block: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:

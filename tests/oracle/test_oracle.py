@@ -24,9 +24,11 @@ def codes(element: np.dtype) -> np.ndarray:
 
 def nearest_by_fractions(y: float, values: np.ndarray) -> float:
     """The nearest of `values` to y, ties to the even code, compared as exact fractions."""
-    distance = [abs(Fraction(float(v)) - Fraction(y)) for v in values]
-    best = [i for i, d in enumerate(distance) if d == min(distance)]
-    return float(values[best[0] if len(best) == 1 or best[0] % 2 == 0 else best[1]])
+    high = min(int(np.searchsorted(values, y)), len(values) - 1)
+    low = max(high - 1, 0)
+    down, up = (abs(Fraction(float(values[i])) - Fraction(y)) for i in (low, high))
+    even = low if low % 2 == 0 else high
+    return float(values[even if down == up else low if down < up else high])
 
 
 def test_the_element_table_agrees_with_ml_dtypes():
