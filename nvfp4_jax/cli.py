@@ -9,6 +9,7 @@ What takes time to import (JAX, Flax, Orbax) is imported by the command that nee
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ usage: nvfp4 COMMAND [OPTIONS]
   explain   Show the precision of every layer of a model under a recipe.
   compare   Train under several recipes, on the same data and seeds, and show the gaps.
 
-  nvfp4 COMMAND --help lists the options of a command.
+  nvfp4 COMMAND --help lists the options of a command; nvfp4 --version prints the version.
 """
 
 
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     command, *arguments = list(sys.argv[1:] if argv is None else argv) or [""]
     if command in ("-h", "--help"):
         print(USAGE, end="")
+        return
+    if command == "--version":
+        print(importlib.metadata.version("nvfp4_jax"))
         return
     if command not in _COMMANDS:
         what = f"unknown command {command!r}" if command else "no command"

@@ -51,7 +51,6 @@ from nvfp4_jax.contraction import (
 )
 from nvfp4_jax.kernels.blocks import pad_to
 from nvfp4_jax.kernels.select import select
-from nvfp4_jax.materialize import store_on_cpu
 from nvfp4_jax.precision import GEMMS, OPERANDS, LinearPrecision, Operand
 from nvfp4_jax.quantize import signs_for
 
@@ -198,11 +197,29 @@ def _product(a: Merged, b: Merged) -> Array:
     """bf16 times bf16 with FP32 accumulation and an FP32 result.
 
     XLA's CPU backend (jaxlib 0.11.2) fails at run time when it folds a transposition before or
-    after into such a product; barriers on all sides keep it from doing so.
+    after into such a product, as it also does for the products that vmap makes. Barriers on all
+    sides keep it from doing so, and under vmap the same values are multiplied as FP32.
     """
-    operands = store_on_cpu((a.array, b.array))
-    y = lax.dot_general(*operands, product_numbers(a, b), preferred_element_type=jnp.float32)
-    return store_on_cpu(y)
+    numbers = product_numbers(a, b)
+
+    def product(a, b):
+        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+    @jax.custom_batching.custom_vmap
+    def product_on_cpu(a, b):
+        return lax.optimization_barrier(product(*lax.optimization_barrier((a, b))))
+
+    @product_on_cpu.def_vmap
+    def batched(_, in_batched, a, b):
+        axes = tuple(0 if is_batched else None for is_batched in in_batched)
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return jax.vmap(partial(_float32_product, numbers), axes)(a, b), True
+
+    return lax.platform_dependent(a.array, b.array, cpu=product_on_cpu, default=product)
+
+
+def _float32_product(numbers, a, b):
+    return lax.dot_general(a, b, numbers, precision=lax.Precision.HIGHEST)
 
 
 def _operand(

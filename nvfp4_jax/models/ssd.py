@@ -119,7 +119,9 @@ def _cut(
     stepped = cut(x, groups, -1, head_dim).astype(dt.dtype) * steps[..., None]
     return Chunks(
         x=stepped.astype(x.dtype),
-        log_decay=jnp.cumsum(rates, axis=-1),
+        # The barrier keeps XLA from fusing the sum into its readers, which would run it again for
+        # each of their elements: Q times for every entry of a (Q, Q) matrix.
+        log_decay=lax.optimization_barrier(jnp.cumsum(rates, axis=-1)),
         B=cut(B, groups, -1),
         C=cut(C, groups, -1),
         seq_idx=None if seq_idx is None else cut(seq_idx, 1, mode="edge"),

@@ -60,6 +60,8 @@ def compare(
 
     Raises:
       UsageError, RecipeError: before any run, whatever is wrong with any of them.
+      KeyboardInterrupt: Ctrl-C, once the run it fell into is saved. After SIGTERM the result is
+        empty; in both cases the same call continues.
       Diverged: as `train`.
     """
     console = console or Console()
@@ -73,7 +75,14 @@ def compare(
     ]
     for same_recipe in chosen:
         prepare(same_recipe[0], corpus)
-    summaries = [[train(one, console, corpus) for one in group] for group in chosen]
+    summaries = []
+    for group in chosen:
+        summaries.append([])
+        for one in group:
+            summary = train(one, console, corpus)
+            if summary.stopped_by:
+                return _stopped(summary, console)
+            summaries[-1].append(summary)
     rows = _rows(names, summaries)
     _write(config.workdir, rows, [_mean_curve(n, g) for n, g in zip(names, chosen, strict=True)])
     console.print(table(rows), highlight=False, markup=False, soft_wrap=True)
@@ -92,6 +101,14 @@ def table(rows: Sequence[Row]) -> str:
         space = " " * max(len(rows[0].recipe), 1)
         lines.append(f"{row.recipe:{width}}  {mean:18.4f}  {gap:+6.2f}%{space}  {spread}{skipped}")
     return "\n".join(lines)
+
+
+def _stopped(summary: Summary, console: Console) -> tuple[Row, ...]:
+    """A comparison cut short has no table; its runs are saved, and the same command continues."""
+    console.print(str(summary), highlight=False, markup=False, soft_wrap=True)
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    return ()
 
 
 def _names(recipes: Sequence[str]) -> list[str]:

@@ -226,6 +226,7 @@ def _announce(run: Run, state: TrainState, console: Console) -> None:
     unused = len(jax.devices()) - run.mesh.size
     device = run.mesh.devices.flat[0].device_kind
     lines.append(f"on one {device} device" + (f"; {unused} more are idle" if unused else ""))
+    lines.append("compiling the step: about a minute for a small model")
     for line in lines:
         _print(console, line)
 

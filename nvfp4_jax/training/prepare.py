@@ -17,6 +17,7 @@ from nvfp4_jax.recipe import Recipe, load_recipe
 from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import Corpus, load_corpus
+from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.model_choice import check_vocabulary, choose_model, describe_model
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
 from nvfp4_jax.training.sharding import make_mesh
@@ -91,6 +92,7 @@ def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Run:
     recipe = load_recipe(config.recipe)
     model = abstract_model(model_config)
     phases = find_phases(recipe, model, model_config.num_blocks, config.steps)
+    _refuse_to_do_nothing(recipe, phases, config)
     scan = config.scan == "on" or (
         config.scan == "auto" and model_config.num_blocks >= SCAN_FROM_BLOCKS
     )
@@ -107,6 +109,16 @@ def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Run:
         ),
         mesh=make_mesh(),
     )
+
+
+def _refuse_to_do_nothing(recipe: Recipe, phases: tuple[Phase, ...], config: TrainConfig) -> None:
+    """A recipe that means to quantize and reaches no layer is a mistake, not a run in BF16."""
+    means_to = any(precision.quantized for precision in recipe.precision.values())
+    if means_to and not any(p.quantized for phase in phases for _, p in phase.table):
+        raise UsageError(
+            f"--recipe {config.recipe} quantizes none of the {len(phases[0].table)} linear layers "
+            f"of {config.model} (nvfp4 explain shows why); for a run in BF16 give --recipe bf16"
+        )
 
 
 def find_phases(

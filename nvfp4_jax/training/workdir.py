@@ -61,6 +61,7 @@ def write_parameters(run: Run, state: TrainState) -> None:
     """Write the FP32 parameters by path: equal runs write equal files."""
     path = run.config.workdir / PARAMETERS
     save_file(jax.device_get(state.parameters), temporary_path(path))
+    temporary_path(path).chmod(0o644)  # safetensors makes files that only their owner reads
     os.replace(temporary_path(path), path)
 
 

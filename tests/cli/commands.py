@@ -43,6 +43,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "train --workdir {tmp}/run --model {tmp}/model.json",
         ("model.json", "'hiden'", "did you mean 'hidden'?"),
     ),
+    "recipe-for-nobody": (
+        "train --workdir {tmp}/run --recipe nvfp4-12b",
+        ("--recipe nvfp4-12b quantizes none of the 21", "--recipe bf16"),
+    ),
     "unknown-recipe": (
         "train --workdir {tmp}/run --recipe nvpf4",
         ("nvpf4", "did you mean 'nvfp4'?"),

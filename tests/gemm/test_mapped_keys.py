@@ -22,7 +22,7 @@ def backward(x, dy, key):
 
 @pytest.mark.parametrize("axes", MAPPED, ids=str)
 def test_each_example_is_as_if_alone(axes):
-    """Codes are equal; sums of 48 FP32 products may come in another order, or from FP32 operands."""
+    """Codes are equal; sums of 48 products come in another order, or from FP32 operands."""
     keys = jax.random.split(jax.random.key(0), 3)
     x, dy = (jax.random.normal(jax.random.key(i), (3, 48, n)) for i, n in ((1, 32), (2, 24)))
     whole = [a if axis == 0 else a[0] for a, axis in zip((x, dy, keys), axes, strict=True)]
