@@ -56,10 +56,10 @@ def test_a_weight_in_bf16_as_well(precision):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout(layout):
-    check("paper", LAYOUTS[layout])
+    check("lean", LAYOUTS[layout])
 
 
-@pytest.mark.parametrize("precision", ["rows", "bf16"])
+@pytest.mark.parametrize("precision", ["mxfp4", "bf16"])
 @pytest.mark.parametrize("layout", SEVERAL)
 def test_several_axes_of_a_kind(layout, precision):
     check(precision, SEVERAL[layout])

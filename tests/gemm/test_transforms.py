@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 
 import nvfp4_jax as nvfp4
-from nvfp4_jax import Gemm, LinearPrecision
 
-from .precisions import PRECISIONS, numbers
+from .precisions import LEAN, PRECISIONS, numbers
 
 AXES = (((1,), (0,)), ((), ()))
 EXAMPLES = 3
-MX = nvfp4.Quantizer("mxfp4", rht=16)
-NOISY_MX = nvfp4.Quantizer("mxfp4", rht=16, rounding="stochastic")
-# A scale of the whole tensor, a rotation and random bits, and little to compile otherwise.
-LEAN = LinearPrecision(
-    fprop=Gemm(input=nvfp4.Quantizer()),
-    dgrad=Gemm(grad=nvfp4.Quantizer("mxfp4", rounding="stochastic")),
-    wgrad=Gemm(input=MX, grad=NOISY_MX),
-)
 
 
 def arrays():

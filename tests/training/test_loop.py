@@ -97,7 +97,7 @@ def test_a_finished_run_is_left_as_it_is(inputs, copy):
     assert {name: after[name] for name in before} == before
 
 
-# Orbax reads all arrays at once and, when one fails, drops the others' tasks with their loop closed.
+# Orbax reads all arrays at once; when one fails, the tasks of the others outlive their loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_torn_checkpoint_is_set_aside_and_the_one_before_used(inputs, finished, copy):
     """From step 10 on, past the recipe's switch at 6: the same lines and the same parameters."""
