@@ -101,6 +101,11 @@ def _check_gemm(name: str, gemm: Gemm) -> None:
     one, other = rotation(getattr(gemm, first)), rotation(getattr(gemm, second))
     if one != other:
         raise ValueError(
-            f"{name}: the rotation of {first} (rht = {one[0]}) and of {second} (rht = {other[0]}) "
-            "differ and would not cancel; give both the same rht"
+            f"{name}: the rotation of {first} ({_described(one)}) and of {second} "
+            f"({_described(other)}) differ and would not cancel; give both the same rht and sign"
         )
+
+
+def _described(rotation: tuple[int, str]) -> str:
+    length, sign = rotation
+    return f"rht = {length}, sign = {sign}" if length else "rht = 0"

@@ -49,7 +49,7 @@ def test_linear_precision():
         LinearPrecision(fprop=Gemm(grad=Quantizer()))
     with pytest.raises(ValueError, match=r"wgrad.*rht = 16.*same rht"):
         LinearPrecision(wgrad=Gemm(input=Quantizer(rht=16), grad=Quantizer()))
-    with pytest.raises(ValueError, match=r"dgrad.*rotation"):
+    with pytest.raises(ValueError, match=r"dgrad.*sign = fixed.*sign = random.*same rht and sign"):
         LinearPrecision(dgrad=Gemm(grad=Quantizer(rht=16), weight=Quantizer(rht=16, sign="random")))
     with pytest.raises(ValueError, match=r"dgrad.*Gemm"):
         LinearPrecision(dgrad=Quantizer())  # pyright: ignore[reportArgumentType]
