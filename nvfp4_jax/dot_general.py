@@ -76,7 +76,9 @@ def make_dot_general(
     Args:
       linear_precision: a quantizer or `"bf16"` for each operand of each GEMM.
       key: randomness of this layer at this step, typed or raw, possibly traced. It is folded with
-        the GEMM (fprop 0, dgrad 1, wgrad 2) and then the operand (input 0, weight 1, grad 2).
+        the GEMM (fprop 0, dgrad 1, wgrad 2) and then the operand (input 0, weight 1, grad 2). Bits
+        go by place in the operand as it is multiplied: (batch,) rows and columns, several axes of
+        a kind merged to one.
       implementation: `None` for the best available, or a name.
 
     Raises:
@@ -197,8 +199,8 @@ def _product(a: Merged, b: Merged) -> Array:
     """bf16 times bf16 with FP32 accumulation and an FP32 result.
 
     XLA's CPU backend (jaxlib 0.11.2) fails at run time when it folds a transposition before or
-    after into such a product, as it also does for the products that vmap makes. Barriers on all
-    sides keep it from doing so, and under vmap the same values are multiplied as FP32.
+    after into such a product, and with some batch axes. Barriers on all sides keep it from doing
+    so; with batch axes, vmap's included, the same values are multiplied as FP32.
     """
     numbers = product_numbers(a, b)
 
@@ -212,13 +214,14 @@ def _product(a: Merged, b: Merged) -> Array:
     @product_on_cpu.def_vmap
     def batched(_, in_batched, a, b):
         axes = tuple(0 if is_batched else None for is_batched in in_batched)
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return jax.vmap(partial(_float32_product, numbers), axes)(a, b), True
 
-    return lax.platform_dependent(a.array, b.array, cpu=product_on_cpu, default=product)
+    on_cpu = product_on_cpu if a.batch is None else partial(_float32_product, numbers)
+    return lax.platform_dependent(a.array, b.array, cpu=on_cpu, default=product)
 
 
 def _float32_product(numbers, a, b):
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return lax.dot_general(a, b, numbers, precision=lax.Precision.HIGHEST)
 
 
