@@ -77,13 +77,10 @@ def merge(x: Array, dims: Dims) -> Merged:
         groups.insert(0, dims.batch)
     order = tuple(axis for group in groups for axis in group)
     if order != tuple(range(x.ndim)):
-        groups = (
-            [dims.batch, dims.free, dims.contract] if dims.batch else [dims.free, dims.contract]
-        )
-        x = jnp.transpose(x, tuple(axis for group in groups for axis in group))
-        sizes = _transposed_sizes(x.shape, groups)
-    else:
-        sizes = tuple(math.prod(x.shape[axis] for axis in group) for group in groups)
+        groups = [*([dims.batch] if dims.batch else []), dims.free, dims.contract]
+        order = tuple(axis for group in groups for axis in group)
+    sizes = tuple(math.prod(x.shape[axis] for axis in group) for group in groups)
+    x = x if order == tuple(range(x.ndim)) else jnp.transpose(x, order)
     batch = 0 if dims.batch else None
     contract = len(groups) - 1 if groups[-1] is dims.contract else len(groups) - 2
     return Merged(x.reshape(sizes), batch, contract)
@@ -116,11 +113,3 @@ def _dims(name, batch, contract, ndim):
         )
     free = tuple(axis for axis in range(ndim) if axis not in used)
     return Dims(tuple(batch), free, tuple(contract))
-
-
-def _transposed_sizes(shape, groups):
-    sizes, start = [], 0
-    for group in groups:
-        sizes.append(math.prod(shape[start : start + len(group)]))
-        start += len(group)
-    return tuple(sizes)

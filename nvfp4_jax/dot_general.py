@@ -279,12 +279,12 @@ def _output_sharding(lhs, rhs, numbers, out_sharding):
         return None
     if isinstance(out_sharding, PartitionSpec):
         return NamedSharding(mesh, out_sharding)
-    product = jax.eval_shape(
-        lambda a, b: lax.dot_general(a, b, numbers, out_sharding=out_sharding),
-        lhs.astype(jnp.float32),
-        rhs.astype(jnp.float32),
-    )
-    return product.sharding
+
+    def product(a, b):  # traced for its sharding; the cast, too, is never computed
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return lax.dot_general(a, b, numbers, out_sharding=out_sharding)
+
+    return jax.eval_shape(product, lhs, rhs).sharding
 
 
 def _check_arguments(lhs, rhs, precision, preferred_element_type):
