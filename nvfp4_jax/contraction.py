@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -33,16 +35,42 @@ class Dims:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """An operand with one axis a group; `batch` is None where there is no batch axis."""
+class Axes:
+    """Which axis of a merged operand is what; `batch` is None where there is no batch axis."""
 
-    array: Array
     batch: int | None
     contract: int
 
+    def swapped(self) -> Axes:
+        """In the product that contracts what was free: W in Dgrad, x in Wgrad."""
+        free = ({0, 1, 2} if self.batch is not None else {0, 1}) - {self.batch, self.contract}
+        return Axes(self.batch, *free)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """An operand with one axis a group."""
+
+    array: Array
+    axes: Axes
+
+    @property
+    def contract(self) -> int:
+        """The axis that is contracted."""
+        return self.axes.contract
+
+    @property
+    def batch(self) -> int | None:
+        """The batch axis, if there is one."""
+        return self.axes.batch
+
+    def swapped(self) -> Merged:
+        """The same array in the product that contracts what was free."""
+        return Merged(self.array, self.axes.swapped())
+
     def with_array(self, array: Array) -> Merged:
         """The same axes for another array."""
-        return Merged(array, self.batch, self.contract)
+        return Merged(array, self.axes)
 
 
 def operand_dims(
@@ -70,20 +98,40 @@ def operand_dims(
 
 def merge(x: Array, dims: Dims) -> Merged:
     """`x` reshaped to at most (batch, free, contraction), the last two in either order."""
+    groups = _groups(dims)
+    order = tuple(axis for group in groups for axis in group)
+    x = x if order == tuple(range(x.ndim)) else jnp.transpose(x, order)
+    sizes = tuple(math.prod(x.shape[axis] for axis in places) for places in _places(groups))
+    return Merged(x.reshape(sizes), merged_axes(dims))
+
+
+def merged_axes(dims: Dims) -> Axes:
+    """What `merge` makes of these dims."""
+    groups = _groups(dims)
+    contract = len(groups) - 1 if groups[-1] == dims.contract else len(groups) - 2
+    return Axes(0 if dims.batch else None, contract)
+
+
+def merged_spec(spec: tuple[Any, ...], dims: Dims) -> tuple[Any, ...]:
+    """How a merged tensor is sharded: each group as its first axis, which leads the others."""
+    entries = spec + (None,) * (1 + max((*dims.batch, *dims.free, *dims.contract)))
+    return tuple(entries[group[0]] if group else None for group in _groups(dims))
+
+
+def _groups(dims: Dims) -> list[tuple[int, ...]]:
+    """The groups in the order in which the axes lie, or, if they lie mixed, contraction last."""
+    batch = [dims.batch] if dims.batch else []
     groups = [dims.free, dims.contract]
     if dims.free and dims.contract and dims.contract[0] < dims.free[0]:
         groups.reverse()
-    if dims.batch:
-        groups.insert(0, dims.batch)
-    order = tuple(axis for group in groups for axis in group)
-    if order != tuple(range(x.ndim)):
-        groups = [*([dims.batch] if dims.batch else []), dims.free, dims.contract]
-        order = tuple(axis for group in groups for axis in group)
-    sizes = tuple(math.prod(x.shape[axis] for axis in group) for group in groups)
-    x = x if order == tuple(range(x.ndim)) else jnp.transpose(x, order)
-    batch = 0 if dims.batch else None
-    contract = len(groups) - 1 if groups[-1] is dims.contract else len(groups) - 2
-    return Merged(x.reshape(sizes), batch, contract)
+    order = [axis for group in (*batch, *groups) for axis in group]
+    return [*batch, *(groups if order == sorted(order) else (dims.free, dims.contract))]
+
+
+def _places(groups: list[tuple[int, ...]]) -> list[range]:
+    """Where each group's axes are once they stand in order."""
+    ends = list(accumulate(len(group) for group in groups))
+    return [range(end - len(group), end) for end, group in zip(ends, groups, strict=True)]
 
 
 def product_numbers(a: Merged, b: Merged) -> DimensionNumbers:

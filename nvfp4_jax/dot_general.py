@@ -21,7 +21,8 @@ On hardware without FP4 the operands are rounded to FP4 values and multiplied in
 accumulation. That is exact: an E2M1 value times an E4M3 scale has 6 significant bits and bf16
 holds 8. The FP32 scale of each tensor stays out of the operands and multiplies the product.
 
-All of it is one `jax.custom_vjp` over one function, `_gemm`, called three times. Forward-mode
+All of it is one `jax.custom_vjp`: operands are prepared (`operands.py`), three times two of them
+multiplied (`product.py`), and some of them kept for later (`residuals.py`). Forward-mode
 differentiation (`jax.jvp`, `jax.jacfwd`) raises, as of every custom_vjp.
 
 Source: arXiv 2509.25149, section 4.
@@ -41,20 +42,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from nvfp4_jax.axes import explicit_mesh, run_automatic
-from nvfp4_jax.contraction import (
-    Dims,
-    Merged,
-    merge,
-    operand_dims,
-    product_numbers,
-    restore,
-)
-from nvfp4_jax.kernels.blocks import pad_to
+from nvfp4_jax.contraction import Dims, merge, merged_axes, operand_dims, restore
+from nvfp4_jax.kernels.request import Operand, Packed
 from nvfp4_jax.kernels.select import select
-from nvfp4_jax.precision import GEMMS, OPERANDS, LinearPrecision, Operand
-from nvfp4_jax.quantize import signs_for
+from nvfp4_jax.operands import Use, pack, prepare, scaled
+from nvfp4_jax.precision import LinearPrecision
+from nvfp4_jax.product import multiply
+from nvfp4_jax.residuals import Keep, Kept, kept_shardings, plan
 
 DotGeneral = Callable[..., Array]
+
+FPROP_INPUT, FPROP_WEIGHT = Use("fprop", "input"), Use("fprop", "weight")
+DGRAD_GRAD, DGRAD_WEIGHT = Use("dgrad", "grad"), Use("dgrad", "weight")
+WGRAD_INPUT, WGRAD_GRAD = Use("wgrad", "input"), Use("wgrad", "grad")
 
 
 def make_dot_general(
@@ -122,135 +122,92 @@ class _Call:
     implementation: str | None
     sharding: Any
 
-    def dims(self, lhs: Array, rhs: Array) -> tuple[Dims, Dims]:
+    def dims(self, lhs: Any, rhs: Any) -> tuple[Dims, Dims]:
         return operand_dims(self.numbers, lhs.shape, rhs.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _linear(call: _Call, lhs: Array, rhs: Array, key: Array | None) -> Array:
-    return _forward(call, lhs, rhs, key)[0]
+    def fprop(lhs, rhs, key):
+        return _fprop(call, Keep(), lhs, rhs, key)[0]
+
+    return run_automatic(fprop, explicit_mesh(lhs, rhs), call.sharding, lhs, rhs, key)
 
 
 def _forward(call, lhs, rhs, key):
-    """Fprop: y = x w."""
+    """Fprop, and what the backward pass will need."""
+    mesh = explicit_mesh(lhs, rhs)
+    keep = plan(call.precision, call.implementation, mesh is not None)
+    fprop = partial(_fprop, call, keep)
+    x_dims, _ = call.dims(lhs, rhs)
+    shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, lhs, rhs, key)
+    y, kept_x, kept_w = run_automatic(fprop, mesh, shardings, lhs, rhs, key)
+    kept_x = lhs if keep.input == "tensor" else kept_x
+    kept_w = rhs if keep.weight == "tensor" else kept_w
+    return y, (Kept(kept_x, kept_w, jax.typeof(lhs), jax.typeof(rhs)), key)
+
+
+def _fprop(call, keep: Keep, lhs, rhs, key) -> tuple[Array, Operand | Packed | None, Any]:
+    """y = x w, and what is kept of x and w unless it is they themselves."""
     x_dims, w_dims = call.dims(lhs, rhs)
+    x, w = merge(lhs, x_dims), merge(rhs, w_dims)
+    ready = partial(prepare, call.precision, key, call.implementation)
+    uses = [(FPROP_INPUT, x), (WGRAD_INPUT, x.swapped())]
+    x_ready, *others = ready(uses if keep.input == "operand" else uses[:1])
+    (w_ready,) = ready([(FPROP_WEIGHT, w)], _rounded_dtype(lhs))
+    y = multiply(x_ready, w_ready, call.dtype)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
-
-    def fprop(lhs, rhs, key):
-        rhs = rhs.astype(_rounded_dtype(lhs))
-        y = _gemm(call, "fprop", "input", merge(lhs, x_dims), "weight", merge(rhs, w_dims), key)
-        return y.reshape(shape).astype(call.dtype)
-
-    y = run_automatic(fprop, explicit_mesh(lhs, rhs), call.sharding, lhs, rhs, key)
-    return y, (lhs, rhs, key)
+    kept_x = others[0].operand if others else None
+    if keep.input == "packed":
+        kept_x = pack(call.precision, key, call.implementation, *uses[1])
+    return y.reshape(shape), kept_x, w_ready.operand if keep.weight == "operand" else None
 
 
 def _backward(call, residuals, dy):
-    """Dgrad: dx = dy wᵀ, and Wgrad: dw = xᵀ dy; each quantizes dy for itself."""
-    lhs, rhs, key = residuals
-    x_dims, w_dims = call.dims(lhs, rhs)
-    batch, rows = len(x_dims.batch), len(x_dims.free)
-    y_dims = Dims(
-        tuple(range(batch)), tuple(range(batch, batch + rows)), tuple(range(batch + rows, dy.ndim))
-    )
-
-    def dgrad(dy, lhs, rhs, key):
-        dy, rhs = dy.astype(_rounded_dtype(lhs)), rhs.astype(_rounded_dtype(lhs))
-        w = merge(rhs, w_dims.swapped())
-        dx = _gemm(call, "dgrad", "grad", merge(dy, y_dims), "weight", w, key)
-        order = (*x_dims.batch, *x_dims.free, *x_dims.contract)
-        return restore(dx, lhs.shape, order).astype(lhs.dtype)
-
-    def wgrad(dy, lhs, rhs, key):
-        dy = dy.astype(_rounded_dtype(lhs))
-        x = merge(lhs, x_dims.swapped())
-        dw = _gemm(call, "wgrad", "input", x, "grad", merge(dy, y_dims.swapped()), key)
-        order = (*w_dims.batch, *w_dims.contract, *w_dims.free)
-        return restore(dw, rhs.shape, order).astype(rhs.dtype)
-
-    mesh = explicit_mesh(lhs, rhs, dy)
-    dx_sharding, dw_sharding = (jax.typeof(a).sharding for a in (lhs, rhs))
-    dx = run_automatic(dgrad, mesh, dx_sharding, dy, lhs, rhs, key)
-    dw = run_automatic(wgrad, mesh, dw_sharding, dy, lhs, rhs, key)
+    """Dgrad: dx = dy wᵀ, and Wgrad: dw = xᵀ dy; dy is quantized for each."""
+    kept, key = residuals
+    mesh = explicit_mesh(dy, *jax.tree.leaves(kept))
+    shardings = kept.lhs.sharding, kept.rhs.sharding
+    dx, dw = run_automatic(partial(_gradients, call), mesh, shardings, dy, kept, key)
     return dx, dw, None
+
+
+def _gradients(call, dy, kept: Kept, key) -> tuple[Array, Array]:
+    lhs, rhs = kept.lhs, kept.rhs
+    x_dims, w_dims = call.dims(lhs, rhs)
+    rounded = _rounded_dtype(lhs)
+    ready = partial(prepare, call.precision, key, call.implementation)
+    y = merge(dy, _product_dims(x_dims, dy.ndim))
+    dy_dgrad, dy_wgrad = ready([(DGRAD_GRAD, y), (WGRAD_GRAD, y.swapped())], rounded)
+
+    w = merged_axes(w_dims).swapped()
+    if isinstance(kept.weight, Operand):
+        w_ready = scaled(w, kept.weight)
+    else:
+        (w_ready,) = ready([(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())], rounded)
+    dx = multiply(dy_dgrad, w_ready, lhs.dtype)
+    dx = restore(dx, lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
+
+    x = merged_axes(x_dims).swapped()
+    if isinstance(kept.input, Packed):
+        x_ready = scaled(x, select(call.implementation).from_packed(kept.input))
+    elif isinstance(kept.input, Operand):
+        x_ready = scaled(x, kept.input)
+    else:
+        (x_ready,) = ready([(WGRAD_INPUT, merge(kept.input, x_dims).swapped())])
+    dw = multiply(x_ready, dy_wgrad, rhs.dtype)
+    dw = restore(dw, rhs.shape, (*w_dims.batch, *w_dims.contract, *w_dims.free))
+    return dx, dw
 
 
 _linear.defvjp(_forward, _backward)
 
 
-def _gemm(
-    call: _Call, gemm: str, a_name: str, a: Merged, b_name: str, b: Merged, key: Array | None
-) -> Array:
-    """One product of two merged operands, each through its own quantizer, in FP32."""
-    gemm_key = None if key is None else jax.random.fold_in(key, GEMMS.index(gemm))
-    precision = getattr(call.precision, gemm)
-
-    def prepare(name, operand):
-        return _operand(getattr(precision, name), operand, gemm_key, name, call.implementation)
-
-    (a, a_scale), (b, b_scale) = prepare(a_name, a), prepare(b_name, b)
-    y = _product(*_equally_long(a, b))
-    for scale in (a_scale, b_scale):
-        y = y if scale is None else y * scale
-    return y
-
-
-def _product(a: Merged, b: Merged) -> Array:
-    """bf16 times bf16 with FP32 accumulation and an FP32 result.
-
-    XLA's CPU backend (jaxlib 0.11.2) fails at run time when it folds a transposition before or
-    after into such a product, and with some batch axes. Barriers on all sides keep it from doing
-    so; with batch axes, vmap's included, the same values are multiplied as FP32.
-    """
-    numbers = product_numbers(a, b)
-
-    def product(a, b):
-        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
-
-    @jax.custom_batching.custom_vmap
-    def product_on_cpu(a, b):
-        return lax.optimization_barrier(product(*lax.optimization_barrier((a, b))))
-
-    @product_on_cpu.def_vmap
-    def batched(_, in_batched, a, b):
-        axes = tuple(0 if is_batched else None for is_batched in in_batched)
-        return jax.vmap(partial(_float32_product, numbers), axes)(a, b), True
-
-    on_cpu = product_on_cpu if a.batch is None else partial(_float32_product, numbers)
-    return lax.platform_dependent(a.array, b.array, cpu=on_cpu, default=product)
-
-
-def _float32_product(numbers, a, b):
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    return lax.dot_general(a, b, numbers, precision=lax.Precision.HIGHEST)
-
-
-def _operand(
-    precision: Operand, operand: Merged, gemm_key: Array | None, name: str, implementation
-) -> tuple[Merged, Array | None]:
-    """A bf16 operand and the FP32 scale its product is to be multiplied with."""
-    if precision == "bf16":
-        return operand.with_array(operand.array.astype(jnp.bfloat16)), None
-    key = None
-    if precision.rounding == "stochastic":
-        assert gemm_key is not None  # make_dot_general has seen to it
-        key = jax.random.fold_in(gemm_key, OPERANDS.index(name))
-    array, scale = select(implementation).quantize_to_operand(
-        operand.array, precision, operand.contract, key, signs_for(precision, gemm_key)
-    )
-    return operand.with_array(array), scale
-
-
-def _equally_long(a: Merged, b: Merged) -> tuple[Merged, Merged]:
-    """Zeros to even out rotated operands that different blocks padded to different lengths."""
-    length = max(a.array.shape[a.contract], b.array.shape[b.contract])
-
-    def padded(operand):
-        shape = list(operand.array.shape)
-        shape[operand.contract] = length
-        return operand.with_array(pad_to(operand.array, tuple(shape)))
-
-    return padded(a), padded(b)
+def _product_dims(x_dims: Dims, ndim: int) -> Dims:
+    """The axes of y (and dy): Dgrad contracts what the weight left free."""
+    batch, rows = len(x_dims.batch), len(x_dims.free)
+    axes = tuple(range(ndim))
+    return Dims(axes[:batch], axes[batch : batch + rows], axes[batch + rows :])
 
 
 def _rounded_dtype(lhs: Array):

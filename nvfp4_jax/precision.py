@@ -15,7 +15,7 @@ cancels in the product: (x H)(H^T w) = x w.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from nvfp4_jax.quantizer import Quantizer
@@ -27,6 +27,7 @@ OPERANDS_OF = {
     "dgrad": ("grad", "weight"),
     "wgrad": ("input", "grad"),
 }
+RESIDUALS = ("bf16", "packed")
 
 Operand = Quantizer | Literal["bf16"]
 
@@ -59,22 +60,37 @@ class Gemm:
 class LinearPrecision:
     """The three GEMMs of a linear layer; `LinearPrecision()` is bf16 throughout.
 
+    Attributes:
+      fprop, dgrad, wgrad: the operands of each GEMM.
+      residuals: what the backward pass keeps of the input: `bf16`, 16 bits an element, or
+        `packed`, Wgrad's quantized operand at its stored size (4.5 bits in NVFP4). It changes
+        memory, and no bit of any result.
+
     Raises:
-      ValueError: an operand that its GEMM does not have, or a rotation on one operand only.
+      ValueError: an operand that its GEMM does not have, a rotation on one operand only, or packed
+        residuals where Wgrad's input is not quantized.
     """
 
     fprop: Gemm = Gemm()
     dgrad: Gemm = Gemm()
     wgrad: Gemm = Gemm()
+    residuals: Literal["bf16", "packed"] = "bf16"
 
     def __post_init__(self) -> None:
         for name in GEMMS:
             _check_gemm(name, getattr(self, name))
+        if self.residuals not in RESIDUALS:
+            raise ValueError(f"residuals = {self.residuals!r}: write one of {', '.join(RESIDUALS)}")
+        if self.residuals == "packed" and self.wgrad.input == "bf16":
+            raise ValueError(
+                "residuals = 'packed' keeps wgrad's quantized input, and it is bf16; quantize it, "
+                "or leave residuals out"
+            )
 
     @property
     def quantized(self) -> bool:
         """Whether any of the three GEMMs is."""
-        return any(getattr(self, field.name).quantized for field in fields(self))
+        return any(getattr(self, name).quantized for name in GEMMS)
 
     @property
     def needs_key(self) -> bool:

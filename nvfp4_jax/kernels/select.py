@@ -1,28 +1,76 @@
-"""Which implementation runs: `None` is the best available, a name means that one or an error."""
+"""Which implementation runs: `None` is the best available, a name means that one or an error.
+
+| name   | what                          | where                                            |
+|--------|-------------------------------|--------------------------------------------------|
+| xla    | the definition, in plain JAX  | everywhere                                       |
+| triton | fused kernels, the same bits  | NVIDIA GPUs of compute capability 8.0 to 9.x     |
+
+The choice is made while a function is traced, for the GPU that `capability` sees. Within `triton`,
+a quantizer that has no fused kernel runs as `xla`; `fallback` says why.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from functools import cache
 from types import ModuleType
 
 from nvfp4_jax.kernels import xla
-from nvfp4_jax.quantizer import nearest_spelling
+from nvfp4_jax.kernels.capability import capability
+from nvfp4_jax.quantizer import Quantizer, nearest_spelling
 
-IMPLEMENTATIONS = ("xla",)
+IMPLEMENTATIONS = ("xla", "triton")
 
 
 def unsupported(implementation: str) -> str | None:
     """Why `implementation` cannot run here, or None if it can."""
-    if implementation in IMPLEMENTATIONS:
-        return None
-    return f"is not known: {nearest_spelling(implementation, IMPLEMENTATIONS)}"
+    if implementation not in IMPLEMENTATIONS:
+        return f"is not known: {nearest_spelling(implementation, IMPLEMENTATIONS)}"
+    return None if implementation == "xla" else _no_triton()
 
 
 def select(implementation: str | None) -> ModuleType:
-    """The module with `quantize`, `quantize_to_operand` and `dequantize`.
+    """The module with `quantize`, `to_operands`, `to_packed`, `from_packed` and `dequantize`.
 
     Raises:
       ValueError: the named implementation does not exist or cannot run here; the reason is given.
     """
-    if implementation is not None and (reason := unsupported(implementation)):
+    if implementation is None:
+        reason = _no_triton()
+        if reason is not None and capability() is not None:
+            _say_once(f"quantizing in plain XLA: the fused kernels' package {reason}")
+        implementation = "triton" if reason is None else "xla"
+    elif reason := unsupported(implementation):
         raise ValueError(f"implementation = {implementation!r} {reason}")
-    return xla
+    return xla if implementation == "xla" else _fused()
+
+
+def fallback(quantizer: Quantizer) -> str | None:
+    """Why this quantizer's matrices run as `xla` where others run fused; None if they do not."""
+    return _fused().unsupported(quantizer, (16, 16), -1) if _no_triton() is None else None
+
+
+def _no_triton() -> str | None:
+    found = capability()
+    if found is None:
+        return "needs an NVIDIA GPU, and JAX sees none"
+    if not (8, 0) <= found < (10, 0):
+        return f"is for compute capability 8.0 to 9.x, and this GPU has {found[0]}.{found[1]}"
+    if importlib.util.find_spec("jax_triton") is None:
+        return "needs jax-triton; install nvfp4_jax[cuda]"
+    if importlib.util.find_spec("nvfp4_jax.kernels.launch") is None:
+        return "is not there yet"
+    return None
+
+
+def _fused() -> ModuleType:
+    """Imported when first chosen: it needs Triton, which a laptop may not have."""
+    from nvfp4_jax.kernels import fused
+
+    return fused
+
+
+@cache
+def _say_once(message: str) -> None:
+    logging.getLogger("nvfp4_jax").warning(message)

@@ -13,16 +13,21 @@ Everything is arithmetic in float32 on purpose; see `rounding.py` for why there 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, UInt
 
-from nvfp4_jax import hadamard, philox, rounding
+from nvfp4_jax import hadamard, packing, philox, rounding
 from nvfp4_jax.block_scaled import BlockScaledArray
 from nvfp4_jax.kernels import blocks, scales
+from nvfp4_jax.kernels.request import Operand, Packed, Request
 from nvfp4_jax.quantizer import Quantizer
+
+ONE_READ = False  # whether two copies asked for together cost less than two
 
 
 class Rounded(NamedTuple):
@@ -58,24 +63,47 @@ def quantize(
     )
 
 
-def quantize_to_operand(
-    x: Float[Array, "..."],
-    quantizer: Quantizer,
-    axis: int,
-    key: Array | None = None,
-    signs: Float32[Array, "n"] | None = None,
-) -> tuple[Array, Float32[Array, ""] | None]:
-    """`x` rounded through the format, as a bf16 GEMM operand and the FP32 scale of the product.
+def to_operands(
+    x: Float[Array, "..."], requests: Sequence[Request], dtype: DTypeLike | None = None
+) -> tuple[Operand, ...]:
+    """`x` rounded to `dtype`, then through each request's format: bf16 operands of a GEMM.
 
     Element times block scale has at most 6 significant bits in NVFP4 and 4 in MX: exact in bf16.
     With FP32 block scales (fp8 1x128, 128x128) it is rounded once to bf16, an error of 2^-9 beside
     E4M3's own 2^-4.
     """
-    values, block_scale, tensor_scale, lengths, shape = round_to_format(
-        x, quantizer, axis, key, signs
-    )
+    x = x if dtype is None else x.astype(dtype)
+    return tuple(_to_operand(x, request) for request in requests)
+
+
+def _to_operand(x: Array, request: Request) -> Operand:
+    values, block_scale, tensor_scale, lengths, shape = round_to_format(x, *request)
     scaled = values if block_scale is None else values * block_scale
-    return blocks.join(scaled.astype(jnp.bfloat16), lengths, shape), tensor_scale
+    return Operand(blocks.join(scaled.astype(jnp.bfloat16), lengths, shape), tensor_scale)
+
+
+def to_packed(x: Float[Array, "..."], request: Request, dtype: DTypeLike | None = None) -> Packed:
+    """`x` rounded to `dtype` and quantized, at its stored size: NVFP4 has 4.5 bits an element."""
+    x = x if dtype is None else x.astype(dtype)
+    q = quantize(x, *request)
+    length, data = q.shape[q.axis], q.data
+    if data.dtype == jnp.float4_e2m1fn:
+        _, block = request.quantizer.block or (1, 1)
+        padding = [(0, 0)] * x.ndim
+        padding[q.axis] = (0, -length % max(2, block))
+        nibbles = jnp.moveaxis(jnp.pad(data, padding), q.axis, -1)
+        data = jnp.moveaxis(packing.pack(nibbles), -1, q.axis)
+    return Packed(data, q.block_scale, q.tensor_scale, q.quantizer, q.axis, length)
+
+
+def from_packed(kept: Packed) -> Operand:
+    """The operand that `to_operands` would have made of the same tensor, bit for bit."""
+    data, axis = kept.codes, kept.axis
+    if data.dtype == jnp.uint8:
+        data = jnp.moveaxis(packing.unpack(jnp.moveaxis(data, axis, -1)), -1, axis)
+        data = lax.slice_in_dim(data, 0, kept.length, axis=axis % data.ndim)
+    q = BlockScaledArray(data, kept.block_scale, None, kept.quantizer, axis)
+    return Operand(dequantize(q, jnp.bfloat16), kept.tensor_scale)
 
 
 def dequantize(q: BlockScaledArray, dtype=jnp.float32) -> Array:

@@ -4,11 +4,15 @@
     input  = { format = "nvfp4" }
     weight = { format = "nvfp4", granularity = "16x16" }
 
+and, beside the GEMMs, `residuals = "packed"` to keep Wgrad's input in 4 bits.
+
 Three levels, layer -> GEMM -> operand, one function each. `Quantizer` and `LinearPrecision` know
 which combinations have a meaning and say so; here their words get the place in the file.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from nvfp4_jax.precision import OPERANDS_OF, Gemm, LinearPrecision, Operand
 from nvfp4_jax.quantizer import Quantizer
@@ -43,13 +47,19 @@ def decode_precisions(tables: dict[str, Table], place: Place) -> dict[str, Linea
 
 def _precision(table: Table, place: Place) -> LinearPrecision:
     gemms = given(decode(PrecisionTable, table, place))
+    residuals = gemms.pop("residuals", BF16)
     if not gemms:
         raise place.error(
             "this precision says nothing; give it a GEMM such as "
             f"[{place}.fprop], or use the built-in 'bf16'"
         )
-    decoded = {name: _gemm(gemm, name, place.at(name)) for name, gemm in gemms.items()}
-    return LinearPrecision(**decoded)
+    decoded: dict[str, Any] = {
+        name: _gemm(gemm, name, place.at(name)) for name, gemm in gemms.items()
+    }
+    try:
+        return LinearPrecision(**decoded, residuals=residuals)
+    except ValueError as error:
+        raise place.at("residuals").error(str(error)) from None
 
 
 def _gemm(table: str | Table, name: str, place: Place) -> Gemm:

@@ -201,7 +201,9 @@ class Recipe:
         pairs = zip(GEMMS, named.sources, strict=True)
         sources = {gemm: target if gemm in gemms else source for gemm, source in pairs}
         taken = {gemm: getattr(self._named(s).written, gemm) for gemm, s in sources.items()}
-        return replace(named, precision=LinearPrecision(**taken), sources=tuple(sources.values()))
+        packed = named.written.residuals == "packed" and taken["wgrad"].input != "bf16"
+        precision = LinearPrecision(**taken, residuals="packed" if packed else "bf16")
+        return replace(named, precision=precision, sources=tuple(sources.values()))
 
 
 def _check_steps(step: int, total_steps: int) -> None:

@@ -35,6 +35,7 @@ class PrecisionTable(Struct, forbid_unknown_fields=True, frozen=True):
     fprop: str | Table | UnsetType = UNSET
     dgrad: str | Table | UnsetType = UNSET
     wgrad: str | Table | UnsetType = UNSET
+    residuals: str | UnsetType = UNSET
 
 
 class GemmTable(Struct, forbid_unknown_fields=True, frozen=True):

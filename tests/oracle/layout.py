@@ -50,10 +50,12 @@ def _padded(shape: Axes, contraction: Axes, rows: Axes | None, length: int):
     """The shape, and its axes anew, with the neighbours that are contracted as one of `length`.
 
     A product without a contraction, such as the weight's gradient for a single token, contracts
-    one axis of size 1, the last.
+    one axis of size 1: the tokens', just before the features.
     """
     if not contraction:
-        return (*shape, length), (len(shape),), rows
+        last = len(shape) - 1
+        rows = tuple(a if a < last else a + 1 for a in rows or range(len(shape)))
+        return (*shape[:last], length, shape[last]), (last,), rows
     first, last = contraction[0], contraction[-1]
     assert contraction == tuple(range(first, last + 1)), "padding is defined for neighbours"
     if rows is not None:

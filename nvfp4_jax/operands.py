@@ -1,0 +1,104 @@
+"""From a tensor to operands of the GEMMs it takes part in.
+
+A linear's input goes into two GEMMs, its gradient too, and each wants a copy of its own. They are
+asked for together, since a kernel that makes both reads the tensor once. Here is also where
+randomness gets its place: the layer's key is folded with the GEMM and then with the operand, so
+no two copies share bits, and changing one quantizer changes no other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from nvfp4_jax.contraction import Axes, Merged
+from nvfp4_jax.kernels.request import Operand, Packed, Request
+from nvfp4_jax.kernels.select import select
+from nvfp4_jax.precision import GEMMS, OPERANDS, LinearPrecision
+from nvfp4_jax.quantize import signs_for
+from nvfp4_jax.quantizer import Quantizer
+
+
+class Use(NamedTuple):
+    """A place in a linear's arithmetic: `Use("wgrad", "grad")`."""
+
+    gemm: str
+    operand: str
+
+
+class Scaled(NamedTuple):
+    """A merged bf16 operand, and the FP32 scale its product is to be multiplied with."""
+
+    merged: Merged
+    scale: Array | None
+
+    @property
+    def operand(self) -> Operand:
+        """Without its axes, as it is kept."""
+        return Operand(self.merged.array, self.scale)
+
+
+def prepare(
+    precision: LinearPrecision,
+    key: Array | None,
+    implementation: str | None,
+    uses: Sequence[tuple[Use, Merged]],
+    dtype: DTypeLike | None = None,
+) -> tuple[Scaled, ...]:
+    """One tensor, rounded to `dtype`, as each of its uses wants it.
+
+    Args:
+      precision: of the linear.
+      key: the layer's key.
+      implementation: as of `make_dot_general`.
+      uses: the merged views are of one and the same array and differ in what they contract.
+      dtype: what the tensor is rounded to before anything else; left out, it is as it is.
+    """
+    array = uses[0][1].array
+    wanted = [(use, view) for use, view in uses if quantizer_of(precision, use) is not None]
+    requests = [request_for(precision, key, use, view) for use, view in wanted]
+    made = select(implementation).to_operands(array, requests, dtype) if requests else ()
+    ready = {use: operand for (use, _), operand in zip(wanted, made, strict=True)}
+    high = Operand(array.astype(jnp.bfloat16))
+    return tuple(scaled(view.axes, ready.get(use, high)) for use, view in uses)
+
+
+def pack(
+    precision: LinearPrecision,
+    key: Array | None,
+    implementation: str | None,
+    use: Use,
+    view: Merged,
+) -> Packed:
+    """A use's operand at its stored size, for the backward pass."""
+    request = request_for(precision, key, use, view)
+    return select(implementation).to_packed(view.array, request)
+
+
+def scaled(axes: Axes, operand: Operand) -> Scaled:
+    """The operand in the place of the tensor it was made of."""
+    return Scaled(Merged(operand.array, axes), operand.scale)
+
+
+def quantizer_of(precision: LinearPrecision, use: Use) -> Quantizer | None:
+    """The quantizer of a use; None for bf16."""
+    operand = getattr(getattr(precision, use.gemm), use.operand)
+    return operand if isinstance(operand, Quantizer) else None
+
+
+def request_for(precision: LinearPrecision, key: Array | None, use: Use, view: Merged) -> Request:
+    """What a kernel is asked for: the quantizer, the axis, the folded key and the signs."""
+    quantizer = quantizer_of(precision, use)
+    assert quantizer is not None
+    gemm_key = None if key is None else jax.random.fold_in(key, GEMMS.index(use.gemm))
+    signs = signs_for(quantizer, gemm_key)
+    if quantizer.rounding == "nearest":
+        return Request(quantizer, view.contract, None, signs)
+    assert gemm_key is not None  # make_dot_general has seen to it
+    own = jax.random.fold_in(gemm_key, OPERANDS.index(use.operand))
+    return Request(quantizer, view.contract, own, signs)

@@ -1,0 +1,69 @@
+"""bf16 times bf16 with FP32 accumulation, then the tensor scales, then the result's dtype.
+
+The one product all three GEMMs of a linear are made of. The FP32 scales of the operands cannot
+ride in bf16, so they multiply the FP32 sum: y = ((a b) s_a) s_b, rounded once at the end.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from nvfp4_jax.contraction import Merged, product_numbers
+from nvfp4_jax.kernels.blocks import pad_to
+from nvfp4_jax.operands import Scaled
+
+
+def multiply(a: Scaled, b: Scaled, dtype: DTypeLike) -> Array:
+    """The product of two prepared operands, (batch, a's free axis, b's free axis)."""
+    y = _product(*_equally_long(a.merged, b.merged))
+    for scale in (a.scale, b.scale):
+        y = y if scale is None else y * scale
+    return y.astype(dtype)
+
+
+def _product(a: Merged, b: Merged) -> Array:
+    """The FP32 sums of bf16 products.
+
+    XLA's CPU backend (jaxlib 0.11.2) fails at run time when it folds a transposition before or
+    after into such a product, and with some batch axes. Barriers on all sides keep it from doing
+    so; with batch axes, vmap's included, the same values are multiplied as FP32.
+    """
+    numbers = product_numbers(a, b)
+
+    def product(a, b):
+        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+    @jax.custom_batching.custom_vmap
+    def product_on_cpu(a, b):
+        return lax.optimization_barrier(product(*lax.optimization_barrier((a, b))))
+
+    @product_on_cpu.def_vmap
+    def batched(_, in_batched, a, b):
+        axes = tuple(0 if is_batched else None for is_batched in in_batched)
+        return jax.vmap(partial(_float32_product, numbers), axes)(a, b), True
+
+    on_cpu = product_on_cpu if a.batch is None else partial(_float32_product, numbers)
+    return lax.platform_dependent(a.array, b.array, cpu=on_cpu, default=product)
+
+
+def _float32_product(numbers, a, b):
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    return lax.dot_general(a, b, numbers, precision=lax.Precision.HIGHEST)
+
+
+def _equally_long(a: Merged, b: Merged) -> tuple[Merged, Merged]:
+    """Zeros to even out rotated operands that different blocks padded to different lengths."""
+    length = max(a.array.shape[a.contract], b.array.shape[b.contract])
+
+    def padded(operand):
+        shape = list(operand.array.shape)
+        shape[operand.contract] = length
+        return operand.with_array(pad_to(operand.array, tuple(shape)))
+
+    return padded(a), padded(b)

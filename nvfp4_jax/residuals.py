@@ -1,0 +1,89 @@
+"""What a linear keeps from its forward pass for its backward pass.
+
+Wgrad needs the input, Dgrad the weight, each in a quantized form that the forward pass may have at
+hand already. Which form is kept changes memory and time, never bits:
+
+| kept           | input, bits an element | in the backward pass                              |
+|----------------|------------------------|---------------------------------------------------|
+| the tensor     | 16                     | quantized then                                    |
+| the operand    | 16                     | multiplied as it is; free where one read made both |
+| packed         | 4.5 in NVFP4           | unpacked, if the recipe says `residuals = "packed"` |
+
+A weight in square tiles has the same values for Fprop and Dgrad, so it is quantized once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from nvfp4_jax.axes import fitting_sharding
+from nvfp4_jax.contraction import Dims, merged_spec
+from nvfp4_jax.kernels.request import Operand, Packed
+from nvfp4_jax.kernels.select import select
+from nvfp4_jax.precision import LinearPrecision
+from nvfp4_jax.quantizer import Quantizer
+
+
+class Keep(NamedTuple):
+    """How the two tensors of a linear are kept."""
+
+    input: Literal["tensor", "operand", "packed"] = "tensor"
+    weight: Literal["tensor", "operand"] = "tensor"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kept:
+    """The residuals of one linear, and what its tensors were."""
+
+    input: Array | Operand | Packed
+    weight: Array | Operand
+    lhs: Any = field(metadata={"static": True})  # shape, dtype and sharding
+    rhs: Any = field(metadata={"static": True})
+
+
+def plan(precision: LinearPrecision, implementation: str | None, explicit: bool) -> Keep:
+    """What to keep: packed if the recipe says so, else what saves a pass over memory.
+
+    On a mesh with explicit axes the tensors themselves are kept, whose sharding is known.
+    """
+    if precision.residuals == "packed":
+        input = "packed"
+    else:
+        one_read = select(implementation).ONE_READ and precision.wgrad.input != "bf16"
+        input = "operand" if one_read and not explicit else "tensor"
+    return Keep(input, "operand" if _same_both_ways(precision) and not explicit else "tensor")
+
+
+def _same_both_ways(precision: LinearPrecision) -> bool:
+    """Whether Fprop and Dgrad see the same weight, whichever axis they contract."""
+    weight = precision.fprop.weight
+    if weight != precision.dgrad.weight or not isinstance(weight, Quantizer):
+        return False
+    rows, length = weight.block or (1, 1)
+    return rows == length and not weight.rht and weight.rounding == "nearest"
+
+
+def kept_shardings(mesh: Any, run: Callable, dims: Dims, y: Any, lhs: Array, *rest: Any) -> Any:
+    """On explicit axes: how the results (y, kept input, kept weight) of `run` are laid out."""
+    if mesh is None:
+        return None
+    spec = merged_spec(tuple(jax.typeof(lhs).sharding.spec), dims)
+
+    def place(leaf: Any) -> NamedSharding:
+        if leaf.ndim != len(spec):
+            return NamedSharding(mesh, PartitionSpec())
+        return fitting_sharding(mesh, PartitionSpec(*spec), leaf.shape)
+
+    _, *kept = jax.eval_shape(run, *jax.tree.map(_unplaced, (lhs, *rest)))
+    return (y, *jax.tree.map(place, kept))
+
+
+def _unplaced(array: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
