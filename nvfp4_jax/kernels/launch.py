@@ -1,0 +1,209 @@
+"""Calls of the Triton kernels: what to compute in, arrays out.
+
+Every tensor is seen as (batch, rows, columns). Blocks lie along the columns, or along the rows
+of one batch entry. Nothing here knows of quantizers' names, of vmap or of shards: that is
+`select`'s. The bits are those of `nvfp4_jax.kernels.xla`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import jax_triton
+from jaxtyping import Array, Float, Float32, Int32, UInt32
+
+from nvfp4_jax.kernels import tiles, triton_amax, triton_quantize
+from nvfp4_jax.kernels.tiles import Tile
+
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One quantized copy of a tensor.
+
+    `axis` is the contraction axis. `square`: tiles of 16x16 share a scale instead of 16 elements.
+    `rht`: rotated along the axis first, by the transform of length 16. `bits`: 0 rounds to
+    nearest, 8, 16 or 32 stochastically with that many random bits an element.
+    """
+
+    axis: Literal["rows", "columns"]
+    square: bool = False
+    rht: bool = False
+    bits: int = 0
+
+
+def amax_bits(
+    x: Float[Array, "batch rows columns"],
+    wanted: tuple[Copy, ...],
+    signs: Float32[Array, "16"],
+    round_to_bf16: bool = False,
+    compute_capability: int | None = None,
+    *,
+    tile: Tile | None = None,
+) -> Int32[Array, "copies"]:
+    """The bits of max |.| of `x` as each of one or two copies sees it, from one read.
+
+    That is of x, or of its rotation (rounded to bf16 if x is bf16). NaN and infinity survive.
+    """
+    _check(x, wanted)
+    if not any(copy.rht for copy in wanted):
+        return _flat_amax(x, len(wanted), round_to_bf16, compute_capability)
+    tile = tiles.narrowed(tile or _tile(wanted), x.shape[2])
+    meta = {"COPIES": len(wanted)}
+    for i, copy in enumerate((*wanted, wanted[-1])[:2]):
+        meta |= {f"RHT{i}": copy.rht, f"ALONG_ROWS{i}": copy.axis == "rows"}
+    return _call(
+        triton_amax.tile_amax_kernel,
+        (x, signs),
+        jax.ShapeDtypeStruct((len(wanted),), jnp.int32),
+        grid=_grid(x.shape, tile),
+        warps=tile.warps,
+        compute_capability=compute_capability,
+        zeroed_outputs=(0,),
+        **_tile_meta(x, tile, round_to_bf16),
+        **meta,
+    )
+
+
+def _flat_amax(x, copies, round_to_bf16, compute_capability):
+    one = _call(
+        triton_amax.flat_amax_kernel,
+        (x,),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        grid=-(-x.size // tiles.AMAX_RUN),
+        warps=tiles.AMAX_WARPS,
+        compute_capability=compute_capability,
+        zeroed_outputs=(0,),
+        SIZE=x.size,
+        TILE=tiles.AMAX_RUN,
+        ROUND=round_to_bf16 and x.dtype == jnp.float32,
+    )
+    return jnp.broadcast_to(one, (copies,))
+
+
+def operands(
+    x: Float[Array, "batch rows columns"],
+    copies: tuple[Copy, ...],
+    amax: Int32[Array, "copies"],
+    signs: Float32[Array, "16"],
+    keys: UInt32[Array, "copies 2"],
+    offset: UInt32[Array, "3"],
+    rows: int,
+    round_to_bf16: bool = False,
+    compute_capability: int | None = None,
+    *,
+    tile: Tile | None = None,
+) -> tuple[Array, ...]:
+    """One or two copies of `x`, as value times block scale in bf16, from one read.
+
+    Args:
+      x: bf16 or float32.
+      copies: what to make; the contraction axis of a rotated copy grows to a multiple of 16.
+      amax: of each copy, from `amax_bits` (or its maximum over shards).
+      signs: the rotation's, read only if a copy is rotated.
+      keys: two words a copy, not read for one that is rounded to nearest.
+      offset: (batch entry, row, column) of x's first element in the whole tensor, where x is a
+        shard of one. The column is a multiple of 16.
+      rows: of a batch entry of the whole tensor. For random bits, they count as padded to a
+        multiple of 16 in a copy rotated along them.
+      round_to_bf16: round a float32 x to bf16 on load; all else is then as for a bf16 x.
+      compute_capability: 90 for 9.0; None asks the first device.
+      tile: another than that of the table.
+
+    Raises:
+      ValueError: a shape, a dtype or a number of copies that this cannot do.
+    """
+    _check(x, copies)
+    shapes = [operand_shape(x.shape, copy) for copy in copies]
+    if rows == x.shape[1] and all(c.axis == "columns" and not c.square for c in copies):
+        x = x.reshape(1, -1, x.shape[2])  # so that a program's rows may be of two batch entries
+    tile = tiles.narrowed(tile or _tile(copies), x.shape[2])
+    suffixes = ("",) if len(copies) == 1 else ("0", "1")
+    meta = _tile_meta(x, tile, round_to_bf16)
+    for copy, suffix in zip(copies, suffixes, strict=True):
+        meta |= {name + suffix: value for name, value in _copy_meta(copy, rows).items()}
+    out = _call(
+        triton_quantize.operand_kernel if len(copies) == 1 else triton_quantize.two_operands_kernel,
+        (x, amax, signs, offset, keys),
+        [jax.ShapeDtypeStruct(operand_shape(x.shape, copy), jnp.bfloat16) for copy in copies],
+        grid=_grid(x.shape, tile),
+        warps=tile.warps,
+        compute_capability=compute_capability,
+        **meta,
+    )
+    return tuple(one.reshape(shape) for one, shape in zip(out, shapes, strict=True))
+
+
+def operand_shape(shape: tuple[int, ...], copy: Copy) -> tuple[int, ...]:
+    """Of a copy as an operand: a rotated axis is padded to whole rotations."""
+    batch, rows, columns = shape
+    if copy.rht and copy.axis == "rows":
+        return batch, _up(rows, BLOCK), columns
+    return batch, rows, _up(columns, BLOCK) if copy.rht else columns
+
+
+def _up(size, multiple):
+    return -(-size // multiple) * multiple
+
+
+def _grid(shape, tile: Tile) -> int:
+    batch, rows, columns = shape
+    return batch * -(-rows // tile.rows) * -(-columns // (BLOCK * tile.blocks))
+
+
+def _tile(copies) -> Tile:
+    if any(copy.axis == "rows" or copy.square for copy in copies):
+        return tiles.ROWS
+    return tiles.ROTATED_COLUMNS if any(copy.rht for copy in copies) else tiles.COLUMNS
+
+
+def _tile_meta(x, tile: Tile, round_to_bf16):
+    return {
+        "ROWS": x.shape[1],
+        "COLUMNS": x.shape[2],
+        "R": tile.rows,
+        "N": tile.blocks,
+        "G": tile.threads_a_block,
+        "ROUND": round_to_bf16 and x.dtype == jnp.float32,
+    }
+
+
+def _copy_meta(copy: Copy, rows: int):
+    return {
+        "PITCH": _up(rows, BLOCK) if copy.rht and copy.axis == "rows" else rows,
+        "ALONG_ROWS": copy.axis == "rows",
+        "SQUARE": copy.square,
+        "RHT": copy.rht,
+        "BITS": copy.bits,
+    }
+
+
+def _check(x, copies):
+    if x.ndim != 3 or x.dtype not in (jnp.bfloat16, jnp.float32) or x.size == 0:
+        raise ValueError(
+            f"x of shape {x.shape} and dtype {x.dtype}: bf16 or float32 of (batch, rows, columns), "
+            "none of them empty, can be quantized here"
+        )
+    if len(copies) not in (1, 2):
+        raise ValueError(f"{len(copies)} copies: one or two are made from one read")
+    for copy in copies:
+        if copy.bits not in (0, 8, 16, 32):
+            raise ValueError(f"bits = {copy.bits}: 0, 8, 16 or 32 are defined")
+
+
+def _call(kernel, inputs, out_shape, *, grid, warps, compute_capability, zeroed_outputs=(), **meta):
+    return jax_triton.triton_call(
+        *inputs,
+        kernel=kernel,
+        out_shape=out_shape,
+        grid=grid,
+        num_warps=warps,
+        compute_capability=compute_capability,
+        enable_fp_fusion=False,
+        zeroed_outputs=zeroed_outputs,
+        **meta,
+    )
