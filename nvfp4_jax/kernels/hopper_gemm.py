@@ -1,0 +1,98 @@
+"""A bf16 product on Hopper whose FP32 sums are scaled before they leave the registers.
+
+    out = round_dtype(((a b) s_0) s_1)        a, b bf16; a b, s_0, s_1 and their products FP32
+
+The tensor scales of NVFP4 stay out of the bf16 operands, which could not hold them exactly, and
+multiply the FP32 product. cuBLAS as XLA calls it takes no such factor from device memory: it would
+write the product in FP32 and a second kernel would read it again, a tenth of the time of a layer.
+Here they multiply the sums on their way out, one after the other, each product rounded to FP32:
+the bits of the separate multiplications, of which only the last is rounded to `dtype`.
+
+Either operand may be contracted along either axis: tensor cores of Hopper read bf16 tiles both
+ways from shared memory, so Fprop (rows times columns), Dgrad (the weight along its other axis) and
+Wgrad (both operands along tokens) run without transposing anything in memory.
+
+The kernel is compiled by Mosaic GPU (`jax.experimental.pallas.mosaic_gpu`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from nvfp4_jax.kernels.hopper_gemm_tiling import Problem, tiling_for
+
+_HOPPER = (9, 0)
+_UNIT = 64  # bf16 elements of one row of a tile in shared memory, 128 bytes
+_SM_COUNT = 132  # of an H100 or H200 (SXM), where no device tells
+
+
+def scaled_matmul(
+    a: Array,
+    b: Array,
+    contract_a: int,
+    contract_b: int,
+    scales: tuple[Array, ...] = (),
+    dtype: jax.typing.DTypeLike = jnp.bfloat16,
+) -> Array:
+    """The product of two bf16 matrices over one axis of each, scaled in FP32, rounded once.
+
+    Args:
+      a: bf16, contracted along axis `contract_a`.
+      b: bf16, contracted along axis `contract_b`.
+      scales: FP32 scalars; the FP32 product is multiplied with the first, then the next.
+      dtype: of the result, bfloat16 or float32.
+
+    Returns:
+      Shape (other axis of a, other axis of b).
+
+    Raises:
+      ValueError: for what `unsupported` gives a reason.
+    """
+    if reason := unsupported(a.shape, b.shape, contract_a, contract_b, dtype, _HOPPER):
+        raise ValueError(f"scaled_matmul of {a.shape} and {b.shape}: {reason}")
+    # Mosaic takes a second to import, and only Hopper needs it.
+    from nvfp4_jax.kernels.hopper_gemm_body import gemm_kernel
+
+    problem = Problem(
+        a.shape[1 - contract_a],
+        b.shape[1 - contract_b],
+        a.shape[contract_a],
+        contract_a,
+        contract_b,
+        jnp.dtype(dtype),
+    )
+    kernel = gemm_kernel(problem, tiling_for(problem), len(scales), _sm_count())
+    return kernel(a, b, *(scale.reshape(1) for scale in scales))
+
+
+def unsupported(
+    a_shape: tuple[int, ...],
+    b_shape: tuple[int, ...],
+    contract_a: int,
+    contract_b: int,
+    dtype: jax.typing.DTypeLike,
+    compute_capability: tuple[int, int] | None,
+) -> str | None:
+    """Why this product is none for `scaled_matmul`, in plain words; None if it is one."""
+    if compute_capability != _HOPPER:
+        return "only Hopper (compute capability 9.0) has these tensor cores"
+    if (len(a_shape), len(b_shape)) != (2, 2):
+        return "operands are not matrices"
+    if a_shape[contract_a] != b_shape[contract_b]:
+        return f"contracted lengths {a_shape[contract_a]} and {b_shape[contract_b]} differ"
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+        return f"the result would be {jnp.dtype(dtype).name}, not bfloat16 or float32"
+    if ragged := [length for length in (*a_shape, *b_shape) if length % _UNIT or not length]:
+        return f"{ragged[0]} is not a positive multiple of {_UNIT}"
+    return None
+
+
+def _sm_count() -> int:
+    """Streaming multiprocessors of the GPU this is traced for, or compiled for elsewhere."""
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    if target is not None and target.num_cores:
+        return target.num_cores
+    device = jax.local_devices()[0]
+    return device.core_count if device.platform == "gpu" else _SM_COUNT
