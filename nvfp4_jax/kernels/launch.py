@@ -13,9 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import jax_triton
-from jaxtyping import Array, Float, Float32, Int32, UInt32
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32, UInt8, UInt32
 
-from nvfp4_jax.kernels import tiles, triton_amax, triton_quantize
+from nvfp4_jax.kernels import tiles, triton_amax, triton_pack, triton_quantize
 from nvfp4_jax.kernels.tiles import Tile
 
 BLOCK = 16
@@ -138,6 +139,86 @@ def operands(
     return tuple(one.reshape(shape) for one, shape in zip(out, shapes, strict=True))
 
 
+def packed(
+    x: Float[Array, "batch rows columns"],
+    copy: Copy,
+    amax: Int32[Array, "1"],
+    signs: Float32[Array, "16"],
+    keys: UInt32[Array, "1 2"],
+    offset: UInt32[Array, "3"],
+    rows: int,
+    round_to_bf16: bool = False,
+    compute_capability: int | None = None,
+    *,
+    tile: Tile | None = None,
+) -> tuple[UInt8[Array, "batch r c"], Array]:
+    """`x` as two codes a byte along the contraction axis, and float8_e4m3fn scales.
+
+    The arguments are those of `operands`, for one copy. The contraction axis is padded to whole
+    blocks: codes have half, scales (of a square block both axes) a sixteenth of its length.
+    """
+    _check(x, (copy,))
+    tile = tiles.narrowed(tile or _tile((copy,)), x.shape[2])
+    codes, scales = _call(
+        triton_pack.pack_kernel,
+        (x, amax, signs, offset, keys),
+        [jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in packed_shapes(x.shape, copy)],
+        grid=_grid(x.shape, tile),
+        warps=tile.warps,
+        compute_capability=compute_capability,
+        **_tile_meta(x, tile, round_to_bf16),
+        **_copy_meta(copy, rows),
+    )
+    return codes, lax.bitcast_convert_type(scales, jnp.float8_e4m3fn)
+
+
+def unpacked(
+    codes: UInt8[Array, "batch r c"],
+    scales: Array,
+    shape: tuple[int, ...],
+    copy: Copy,
+    compute_capability: int | None = None,
+    *,
+    tile: Tile | None = None,
+) -> Array:
+    """What `operands` gives, of `operand_shape` = `shape`, from what `packed` gives.
+
+    Raises:
+      ValueError: codes and scales are not those of such a shape.
+    """
+    expected = packed_shapes(shape, copy)
+    if (codes.shape, scales.shape) != expected:
+        raise ValueError(
+            f"codes {codes.shape} and scales {scales.shape} of shape {shape} as {copy}: "
+            f"expected {expected[0]} and {expected[1]}"
+        )
+    tile = tiles.narrowed(tile or _tile((copy,)), shape[2])
+    return _call(
+        triton_pack.unpack_kernel,
+        (codes, lax.bitcast_convert_type(scales, jnp.uint8)),
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16),
+        grid=_grid(shape, tile),
+        warps=tile.warps,
+        compute_capability=compute_capability,
+        **_shape_meta(shape, tile),
+        ALONG_ROWS=copy.axis == "rows",
+        SQUARE=copy.square,
+    )
+
+
+def packed_shapes(shape: tuple[int, ...], copy: Copy) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of codes and scales of a tensor of `shape`."""
+    batch, rows, columns = shape
+    row_blocks, column_blocks = -(-rows // BLOCK), -(-columns // BLOCK)
+    along_rows = copy.axis == "rows"
+    codes = (batch, 8 * row_blocks, columns) if along_rows else (batch, rows, 8 * column_blocks)
+    return codes, (
+        batch,
+        row_blocks if along_rows or copy.square else rows,
+        columns if along_rows and not copy.square else column_blocks,
+    )
+
+
 def operand_shape(shape: tuple[int, ...], copy: Copy) -> tuple[int, ...]:
     """Of a copy as an operand: a rotated axis is padded to whole rotations."""
     batch, rows, columns = shape
@@ -161,15 +242,18 @@ def _tile(copies) -> Tile:
     return tiles.ROTATED_COLUMNS if any(copy.rht for copy in copies) else tiles.COLUMNS
 
 
-def _tile_meta(x, tile: Tile, round_to_bf16):
+def _shape_meta(shape, tile: Tile):
     return {
-        "ROWS": x.shape[1],
-        "COLUMNS": x.shape[2],
+        "ROWS": shape[1],
+        "COLUMNS": shape[2],
         "R": tile.rows,
         "N": tile.blocks,
         "G": tile.threads_a_block,
-        "ROUND": round_to_bf16 and x.dtype == jnp.float32,
     }
+
+
+def _tile_meta(x, tile: Tile, round_to_bf16):
+    return _shape_meta(x.shape, tile) | {"ROUND": round_to_bf16 and x.dtype == jnp.float32}
 
 
 def _copy_meta(copy: Copy, rows: int):
