@@ -155,7 +155,7 @@ def _fprop(call, keep: Keep, lhs, rhs, key) -> tuple[Array, Operand | Packed | N
     uses = [(FPROP_INPUT, x), (WGRAD_INPUT, x.swapped())]
     x_ready, *others = ready(uses if keep.input == "operand" else uses[:1])
     (w_ready,) = ready([(FPROP_WEIGHT, w)], _rounded_dtype(lhs))
-    y = multiply(x_ready, w_ready, call.dtype)
+    y = multiply(x_ready, w_ready, call.dtype, call.implementation)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
     kept_x = others[0].operand if others else None
     if keep.input == "packed":
@@ -185,7 +185,7 @@ def _gradients(call, dy, kept: Kept, key) -> tuple[Array, Array]:
         w_ready = scaled(w, kept.weight)
     else:
         (w_ready,) = ready([(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())], rounded)
-    dx = multiply(dy_dgrad, w_ready, lhs.dtype)
+    dx = multiply(dy_dgrad, w_ready, lhs.dtype, call.implementation)
     dx = restore(dx, lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
 
     x = merged_axes(x_dims).swapped()
@@ -195,7 +195,7 @@ def _gradients(call, dy, kept: Kept, key) -> tuple[Array, Array]:
         x_ready = scaled(x, kept.input)
     else:
         (x_ready,) = ready([(WGRAD_INPUT, merge(kept.input, x_dims).swapped())])
-    dw = multiply(x_ready, dy_wgrad, rhs.dtype)
+    dw = multiply(x_ready, dy_wgrad, rhs.dtype, call.implementation)
     dw = restore(dw, rhs.shape, (*w_dims.batch, *w_dims.contract, *w_dims.free))
     return dx, dw
 

@@ -16,14 +16,21 @@ from jaxtyping import Array
 
 from nvfp4_jax.contraction import Merged, product_numbers
 from nvfp4_jax.kernels.blocks import pad_to
+from nvfp4_jax.kernels.select import select
 from nvfp4_jax.operands import Scaled
 
 
-def multiply(a: Scaled, b: Scaled, dtype: DTypeLike) -> Array:
+def multiply(a: Scaled, b: Scaled, dtype: DTypeLike, implementation: str | None) -> Array:
     """The product of two prepared operands, (batch, a's free axis, b's free axis)."""
-    y = _product(*_equally_long(a.merged, b.merged))
-    for scale in (a.scale, b.scale):
-        y = y if scale is None else y * scale
+    one, other = _equally_long(a.merged, b.merged)
+    scales = tuple(scale for scale in (a.scale, b.scale) if scale is not None)
+    kernel = select(implementation).scaled_product
+    if kernel is not None and one.batch is None and dtype in (jnp.bfloat16, jnp.float32):
+        contract = one.contract, other.contract
+        return kernel(one.array, other.array, contract, scales, dtype)
+    y = _product(one, other)
+    for scale in scales:
+        y = y * scale
     return y.astype(dtype)
 
 

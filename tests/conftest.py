@@ -6,8 +6,14 @@ a library about precision is never what was meant.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hypothesis
 import jax
+import pytest
+
+GPU_TESTS = Path(__file__).parent / "gpu"
+NOT_RUN = pytest.StashKey[int]()
 
 # A configuration and not XLA_FLAGS: processes that tests start should see a machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,6 +28,24 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     jax.config.update("jax_platforms", config.getoption("--platform"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """tests/gpu without a GPU: not run, and said so, since a skip reads like a pass."""
+    if config.getoption("--platform") == "cuda":
+        return
+    away = [item for item in items if GPU_TESTS in item.path.parents]
+    config.stash[NOT_RUN] = len(away)
+    if away:
+        config.hook.pytest_deselected(items=away)
+        items[:] = [item for item in items if GPU_TESTS not in item.path.parents]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(NOT_RUN, 0):
+        terminalreporter.write_line(
+            f"tests/gpu: {count} tests were NOT RUN: they need a GPU (--platform cuda tests/gpu)"
+        )
 
 
 # The same examples every time, however slow the machine.

@@ -28,6 +28,7 @@ from nvfp4_jax.kernels.request import Operand, Packed, Request
 from nvfp4_jax.quantizer import Quantizer
 
 ONE_READ = False  # whether two copies asked for together cost less than two
+scaled_product = None  # products and their scales are left to XLA
 
 
 class Rounded(NamedTuple):

@@ -1,0 +1,217 @@
+"""`implementation="triton"`: quantization in fused GPU kernels, with the bits of `xla`.
+
+In plain XLA a quantizer is several passes over memory: the rotation, the maximum, the rounding,
+and the random bits. Here it is two: one read for the largest magnitudes, one for everything else,
+and the second writes as many copies as were asked for. Seen by the kernels every tensor is
+(batch, rows, columns), and blocks lie along columns or along rows, so the operands of Wgrad,
+which contracts tokens, need no transposition.
+
+What the kernels do not cover (formats other than NVFP4, rotations of other lengths, odd axes)
+runs as `xla`; `unsupported` says what and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, UInt, UInt32
+
+from nvfp4_jax import hadamard, packing, philox
+from nvfp4_jax.block_scaled import BlockScaledArray
+from nvfp4_jax.kernels import mapped, partitioned, scales, xla
+from nvfp4_jax.kernels.capability import capability
+from nvfp4_jax.kernels.launch import Copy
+from nvfp4_jax.kernels.partitioned import BLOCK
+from nvfp4_jax.kernels.request import Operand, Packed, Request
+from nvfp4_jax.kernels.scaled_product import scaled_product
+from nvfp4_jax.quantizer import Quantizer
+
+__all__ = [
+    "ONE_READ",
+    "dequantize",
+    "from_packed",
+    "quantize",
+    "random_for",
+    "scaled_product",
+    "to_operands",
+    "to_packed",
+]
+
+ONE_READ = True  # whether two copies asked for together cost less than two
+dequantize, random_for = xla.dequantize, xla.random_for
+
+
+def unsupported(quantizer: Quantizer, shape: tuple[int, ...], axis: int) -> str | None:
+    """Why no fused kernel does this, or None if one does."""
+    if quantizer.format != "nvfp4":
+        return f"the fused kernels are for nvfp4, not {quantizer.format}"
+    if quantizer.rht not in (0, BLOCK):
+        return f"the fused kernels rotate {BLOCK} elements, not {quantizer.rht}"
+    if math.prod(shape) == 0:
+        return "the tensor is empty"
+    axis %= len(shape)
+    if quantizer.block != (1, BLOCK) and (len(shape) < 2 or axis < len(shape) - 2):
+        return "square blocks lie on the last two axes"
+    if quantizer.rounding == "stochastic" and axis < len(shape) - 2:
+        return "random bits are counted along the last axis, which is not next to the blocks'"
+    return None
+
+
+def to_operands(
+    x: Float[Array, "..."], requests: Sequence[Request], dtype: DTypeLike | None = None
+) -> tuple[Operand, ...]:
+    """`xla.to_operands`, with up to two copies from one read of `x`."""
+    if len(requests) > 1 and not _share_a_read(x, requests):
+        return tuple(operand for r in requests for operand in to_operands(x, [r], dtype))
+    if any(unsupported(r.quantizer, x.shape, r.axis) for r in requests):
+        return xla.to_operands(x, requests, dtype)
+    seen, round_to_bf16 = _as_seen(x, dtype)
+    view = _view(seen, requests)
+    copies = tuple(_copy(r, x.ndim) for r in requests)
+    signs, keys = _signs(requests), _keys(requests)
+    static = (copies, round_to_bf16, _capability())
+    amax = _amax_bits(*static)(view, signs)
+    arrays = _operands(*static)(view, amax, signs, keys)
+    return tuple(
+        Operand(_unviewed(array, x.shape, r), scales.nvfp4_tensor_scale(bits))
+        for array, bits, r in zip(arrays, amax, requests, strict=True)
+    )
+
+
+def quantize(
+    x: Float[Array, "..."],
+    quantizer: Quantizer,
+    axis: int,
+    key: Array | None = None,
+    signs: Float32[Array, "n"] | None = None,
+    random: UInt[Array, "..."] | None = None,
+) -> BlockScaledArray:
+    """`xla.quantize`; bits drawn already (`random`) are its business alone."""
+    if random is not None or unsupported(quantizer, x.shape, axis):
+        return xla.quantize(x, quantizer, axis, key, signs, random)
+    kept = to_packed(x, Request(quantizer, axis, key, signs))
+    data = jnp.moveaxis(packing.unpack(jnp.moveaxis(kept.codes, kept.axis, -1)), -1, kept.axis)
+    data = lax.slice_in_dim(data, 0, kept.length, axis=axis % x.ndim)
+    return BlockScaledArray(data, kept.block_scale, kept.tensor_scale, quantizer, kept.axis)
+
+
+def to_packed(x: Float[Array, "..."], request: Request, dtype: DTypeLike | None = None) -> Packed:
+    """`xla.to_packed`, codes and scales from one read."""
+    if unsupported(request.quantizer, x.shape, request.axis):
+        return xla.to_packed(x, request, dtype)
+    seen, round_to_bf16 = _as_seen(x, dtype)
+    view = _view(seen, [request])
+    static = ((_copy(request, x.ndim),), round_to_bf16, _capability())
+    signs, keys = _signs([request]), _keys([request])
+    amax = _amax_bits(*static)(view, signs)
+    codes, scale = _packed(*static)(view, amax, signs, keys)
+    axis = request.axis % x.ndim
+    length = xla.rotated_length(x.shape[axis], request.quantizer)
+    tensor_scale = scales.nvfp4_tensor_scale(amax[0])
+    codes, scale = (_like(part, x.shape, axis) for part in (codes, scale))
+    return Packed(codes, scale, tensor_scale, request.quantizer, axis - x.ndim, length)
+
+
+def from_packed(kept: Packed) -> Operand:
+    """`xla.from_packed`."""
+    shape = list(kept.codes.shape)
+    shape[kept.axis] = kept.length
+    if unsupported(kept.quantizer, tuple(shape), kept.axis):
+        return xla.from_packed(kept)
+    request = Request(kept.quantizer, kept.axis)
+    copy = _copy(request, len(shape))
+    views = (_view(part, [request]) for part in (kept.codes, kept.block_scale))
+    array = _unpacked(copy, kept.length, _capability())(*views)
+    return Operand(array.reshape(shape), kept.tensor_scale)
+
+
+@cache
+def _amax_bits(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int):
+    return mapped.one_at_a_time(partitioned.amax_bits(copies, round_to_bf16, capability))
+
+
+@cache
+def _operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int):
+    return mapped.one_at_a_time(partitioned.operands(copies, round_to_bf16, capability))
+
+
+@cache
+def _packed(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int):
+    return mapped.one_at_a_time(partitioned.packed(copies[0], round_to_bf16, capability))
+
+
+@cache
+def _unpacked(copy: Copy, length: int, capability: int):
+    return mapped.one_at_a_time(partitioned.unpacked(copy, length, capability))
+
+
+def _share_a_read(x: Array, requests: Sequence[Request]) -> bool:
+    """Whether one kernel can make them all: two copies, on the last two axes, of equal signs."""
+    rotated = [r for r in requests if r.quantizer.rht]
+    return (
+        len(requests) == 2
+        and len(rotated) < 2
+        and all(r.axis % x.ndim >= x.ndim - 2 for r in requests)
+        and not any(unsupported(r.quantizer, x.shape, r.axis) for r in requests)
+    )
+
+
+def _copy(request: Request, ndim: int) -> Copy:
+    quantizer = request.quantizer
+    return Copy(
+        axis="columns" if request.axis % ndim == ndim - 1 else "rows",
+        square=quantizer.block == (BLOCK, BLOCK),
+        rht=bool(quantizer.rht),
+        bits=quantizer.bits if quantizer.rounding == "stochastic" else 0,
+    )
+
+
+def _as_seen(x: Array, dtype: DTypeLike | None) -> tuple[Array, bool]:
+    """(x as the kernel reads it, whether it rounds it to bf16 as it reads)."""
+    if dtype is not None and jnp.dtype(dtype) == jnp.bfloat16 and x.dtype == jnp.float32:
+        return x, True
+    x = x if dtype is None else x.astype(dtype)
+    return (x if x.dtype in (jnp.bfloat16, jnp.float32) else xla.exact_float32(x)), False
+
+
+def _view(x: Array, requests: Sequence[Request]) -> Array:
+    """`x` as (batch, rows, columns), the blocks along one of the last two."""
+    axis = min(min(r.axis % x.ndim for r in requests), max(x.ndim - 2, 0))
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    rows = (x.shape[axis], math.prod(after)) if x.ndim > 1 else (1, x.shape[0])
+    return x.reshape(math.prod(before), *rows)
+
+
+def _unviewed(array: Array, shape: tuple[int, ...], request: Request) -> Array:
+    """The operand in the shape of the tensor, its axis as long as the rotation padded it."""
+    axis = request.axis % len(shape)
+    length = xla.rotated_length(shape[axis], request.quantizer)
+    return array.reshape(*shape[:axis], length, *shape[axis + 1 :])
+
+
+def _like(part: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """A (batch, rows, columns) result with the axes of the tensor; its own length along `axis`."""
+    if axis >= len(shape) - 2:
+        return part.reshape(*shape[:-2], *part.shape[1:][-len(shape) :])
+    return part.reshape(*shape[:axis], part.shape[1], *shape[axis + 1 :])
+
+
+def _signs(requests: Sequence[Request]) -> Float32[Array, "16"]:
+    signs = [r.signs for r in requests if r.signs is not None]
+    return signs[0] if signs else hadamard.fixed_signs()
+
+
+def _keys(requests: Sequence[Request]) -> UInt32[Array, "copies 2"]:
+    zero = jnp.zeros(2, jnp.uint32)
+    words = [r.key for r in requests]
+    return jnp.stack([zero if k is None else jnp.stack(philox.key_words(k)) for k in words])
+
+
+def _capability() -> int:
+    major, minor = capability() or (0, 0)
+    return 10 * major + minor

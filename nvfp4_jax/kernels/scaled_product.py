@@ -1,0 +1,148 @@
+"""A bf16 product with its FP32 scales, on GPUs: one kernel where there is one for it.
+
+    out = round_dtype(((a b) s_0) s_1)
+
+On Hopper `hopper_gemm` multiplies the sums with the scales before they leave the registers. Where
+it cannot (other GPUs, sizes that are no multiple of 64), and where there are no scales, it is
+XLA's product and, if need be, a pass over its FP32 result.
+
+Under a mesh every device multiplies its shards. Where the contraction is sharded, FP32 partial
+sums are added up before anything is scaled, and left scattered if the result is wanted so.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from nvfp4_jax.kernels import hopper_gemm
+from nvfp4_jax.kernels.capability import capability
+
+Names = tuple[str, ...]
+
+
+def scaled_product(
+    a: Array,
+    b: Array,
+    contract: tuple[int, int],
+    scales: tuple[Array, ...],
+    dtype: DTypeLike,
+) -> Array:
+    """The product of two bf16 matrices over axis contract[0] of a and contract[1] of b.
+
+    Returns:
+      (other axis of a, other axis of b) in `dtype`, bfloat16 or float32.
+    """
+    if not scales:
+        numbers = ((contract[:1], contract[1:]), ((), ()))
+        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.dtype(dtype))
+    call = _split_call(contract, len(scales), jnp.dtype(dtype), capability())
+    return call(a, b, *(scale.reshape(1) for scale in scales))
+
+
+@cache
+def _split_call(contract: tuple[int, int], count: int, dtype: Any, found: Any) -> Any:
+    """f(a, b, *scales), which maps over examples and splits over devices."""
+    local = partial(_local, contract, dtype, found)
+    call = custom_partitioning(local)
+    a, b = ("k m", "m k")[contract[0]], ("k n", "n k")[contract[1]]
+    call.def_partition(
+        partial(_partition, contract, dtype, found),
+        sharding_rule=f"{a}, {b}{', u' * count} -> m n",
+        reduction_factors=("k",),
+        need_replication_factors=("u",) if count else (),
+    )
+    mapped = custom_vmap(call)
+
+    @mapped.def_vmap
+    def rule(_: int, in_batched: list[bool], *arguments: Array) -> tuple[Array, bool]:
+        axes = tuple(0 if batched else None for batched in in_batched)
+        return jax.vmap(partial(_plain, contract, dtype), axes)(*arguments), True
+
+    return mapped
+
+
+def _local(contract: tuple[int, int], dtype: Any, found: Any, a: Array, b: Array, *scales: Array):
+    """On one device: the kernel, if it can."""
+    reason = hopper_gemm.unsupported(a.shape, b.shape, *contract, dtype, found)
+    if reason is None:
+        scalars = tuple(scale.reshape(()) for scale in scales)
+        return hopper_gemm.scaled_matmul(a, b, *contract, scalars, dtype)
+    return _plain(contract, dtype, a, b, *scales)
+
+
+def _plain(contract: tuple[int, int], dtype: Any, a: Array, b: Array, *scales: Array) -> Array:
+    return _scaled(_sums(contract, a, b), scales).astype(dtype)
+
+
+def _sums(contract: tuple[int, int], a: Array, b: Array) -> Array:
+    numbers = ((contract[:1], contract[1:]), ((), ()))
+    return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+
+def _scaled(y: Array, scales: tuple[Array, ...]) -> Array:
+    for scale in scales:
+        y = y * scale.reshape(())
+    return y
+
+
+def _partition(
+    contract: tuple[int, int], dtype: Any, found: Any, mesh: Any, arguments: Any, result: Any
+):
+    a, b, *scales = arguments
+    k, m = _names(a, contract[0], mesh), _names(a, 1 - contract[0], mesh)
+    n = tuple(name for name in _names(b, 1 - contract[1], mesh) if name not in (*k, *m))
+    scatter = _scatter_axis(result, k, (m, n), mesh)
+
+    def shard(a: Array, b: Array, *scales: Array) -> Array:
+        if not k:
+            return _local(contract, dtype, found, a, b, *scales)
+        sums = _sums(contract, a, b)
+        if scatter is None:
+            sums = lax.psum(sums, k)
+        else:
+            sums = lax.psum_scatter(sums, k, scatter_dimension=scatter, tiled=True)
+        return _scaled(sums, scales).astype(dtype)
+
+    def placed(axis: int, contracted: Names, free: Names) -> NamedSharding:
+        pair = (contracted, free) if axis == 0 else (free, contracted)
+        return NamedSharding(mesh, PartitionSpec(*(names or None for names in pair)))
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    out = [(*names, *k) if axis == scatter else names for axis, names in enumerate((m, n))]
+    result_sharding = NamedSharding(mesh, PartitionSpec(*(names or None for names in out)))
+    operands = (placed(contract[0], k, m), placed(contract[1], k, n))
+    return mesh, shard, result_sharding, (*operands, *(whole for _ in scales))
+
+
+def _names(array: Any, axis: int, mesh: Any) -> Names:
+    """The mesh axes that an axis is sharded over, if they divide it."""
+    if not isinstance(array.sharding, NamedSharding) or axis >= len(array.sharding.spec):
+        return ()
+    entry = array.sharding.spec[axis]
+    names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    return names if array.shape[axis] % _size(names, mesh) == 0 else ()
+
+
+def _scatter_axis(result: Any, k: Names, kept: tuple[Names, Names], mesh: Any) -> int | None:
+    """The axis of the result over which partial sums may stay scattered: it ends with k's."""
+    for axis, names in enumerate(kept):
+        wanted = _names(result, axis, mesh)
+        divides = result.shape[axis] % _size((*names, *k), mesh) == 0
+        if k and wanted == (*names, *k) and divides:
+            return axis
+    return None
+
+
+def _size(names: Names, mesh: Any) -> int:
+    return math.prod(mesh.shape[name] for name in names)

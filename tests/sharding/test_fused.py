@@ -1,0 +1,193 @@
+"""The fused kernels split over devices give what they give on one: what the definition gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import nvfp4_jax as nvfp4
+from nvfp4_jax import Quantizer, hadamard
+from nvfp4_jax.kernels import capability, fused, hopper_gemm, launch, scaled_product, select, xla
+from nvfp4_jax.kernels.request import Request
+from tests.gemm.precisions import PAPER
+from tests.sharding import standin
+
+ROW = Quantizer()
+NOISY = Quantizer(rounding="stochastic")
+ROTATED = Quantizer(rht=16)
+NOISY_ROTATED = Quantizer(rht=16, rounding="stochastic", bits=16)
+TILE = Quantizer(granularity="16x16")
+PAIRS = (
+    (Request(ROW, -1), Request(ROTATED, -2)),
+    (Request(NOISY, -1), Request(NOISY_ROTATED, -2)),
+    (Request(TILE, -1),),
+    (Request(Quantizer(rht=16, rounding="stochastic"), -1),),
+    (Request(Quantizer("mxfp4"), -1), Request(ROTATED, -2)),
+)
+SHAPES = ((128, 256), (2, 64, 128), (37, 50), (3, 40, 32))
+SPECS = (P("a", "b"), P(None, ("a", "b")), P(("a", "b")))
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """As if this machine had an H100, whose kernels are the stand-in."""
+    for name in ("amax_bits", "operands", "packed", "unpacked"):
+        monkeypatch.setattr(launch, name, getattr(standin, name), raising=False)
+    for module in (capability, fused, select):
+        monkeypatch.setattr(module, "capability", lambda: (9, 0))
+
+
+@pytest.fixture
+def products_on_a_cpu(monkeypatch):
+    """FP32 products of the same values: a CPU has no Hopper kernel, nor every bf16 product."""
+    monkeypatch.setattr(hopper_gemm, "unsupported", lambda *_: "there is no Hopper GPU here")
+
+    def sums(contract, a, b):
+        numbers = ((contract[:1], contract[1:]), ((), ()))
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        return jax.lax.dot_general(a, b, numbers, precision=jax.lax.Precision.HIGHEST)
+
+    monkeypatch.setattr(scaled_product, "_sums", sums)
+
+
+def requests(pair):
+    return [
+        r._replace(
+            key=jax.random.key(i) if r.quantizer.needs_key else None,
+            signs=hadamard.fixed_signs() if r.quantizer.rht else None,
+        )
+        for i, r in enumerate(pair)
+    ]
+
+
+def tensor(shape, dtype=jnp.bfloat16):
+    return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), dtype)
+
+
+def same(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        a, b = (np.asarray(jax.device_get(v)).astype(np.float32) for v in (a, b))
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " & ".join(str(r[0]) for r in pair))
+def test_one_device(on_a_gpu, pair, shape):
+    x = tensor(shape)
+    asked = requests(pair)
+    same(jax.jit(lambda x: fused.to_operands(x, asked))(x), xla.to_operands(x, asked))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("pair", PAIRS[:3], ids=lambda pair: " & ".join(str(r[0]) for r in pair))
+def test_split_over_devices(on_a_gpu, pair, spec):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
+    x = tensor((128, 256))
+    asked = requests(pair)
+    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    run = jax.jit(lambda x: fused.to_operands(x, asked))
+    result = run(placed)
+    same(result, xla.to_operands(x, asked))
+    assert "all-gather" not in run.lower(placed).compile().as_text()
+
+
+@pytest.mark.parametrize("request_", [*PAIRS[0], *PAIRS[1], *PAIRS[2]], ids=lambda r: str(r[0]))
+def test_packed_and_unpacked(on_a_gpu, request_):
+    x = tensor((64, 128))
+    (asked,) = requests([request_])
+    kept, defined = jax.jit(lambda x: fused.to_packed(x, asked))(x), xla.to_packed(x, asked)
+    same(kept, defined)
+    same(fused.from_packed(kept), xla.to_operands(x, [asked])[0])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_packed_over_devices(on_a_gpu, spec):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
+    x = tensor((128, 256))
+    (asked,) = requests([Request(ROTATED, -2)])
+
+    def there_and_back(x):
+        kept = fused.to_packed(x, asked)
+        return kept, fused.from_packed(kept)
+
+    run = jax.jit(there_and_back)
+    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    kept, operand = run(placed)
+    same(kept, xla.to_packed(x, asked))
+    same(operand, xla.to_operands(x, [asked])[0])
+    assert "all-gather" not in run.lower(placed).compile().as_text()
+
+
+def test_examples_under_vmap_are_tensors_of_their_own(on_a_gpu):
+    x = tensor((3, 32, 48))
+    asked = requests(PAIRS[0])
+    mapped = jax.vmap(lambda x: fused.to_operands(x, asked))(x)
+    for i in range(3):
+        same(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), xla.to_operands(x[i], asked))
+
+
+def linear(precision, implementation):
+    """(x, w, dy) -> (y, dx, dw)."""
+
+    def run(x, w, dy):
+        dot_general = nvfp4.make_dot_general(precision, jax.random.key(2), implementation)
+        y, vjp = jax.vjp(lambda x, w: dot_general(x, w, (((1,), (0,)), ((), ()))), x, w)
+        return (y, *vjp(dy))
+
+    return run
+
+
+def arguments():
+    return tensor((128, 96)), tensor((96, 64), jnp.float32), tensor((128, 64)) + tensor((128, 64))
+
+
+def close(actual, expected, tolerance=2.0**-8):
+    for a, b in zip(actual, expected, strict=True):
+        a, b = (np.asarray(jax.device_get(v)).astype(np.float64) for v in (a, b))
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("residuals", ["bf16", "packed"])
+def test_a_linear_in_every_surrounding(on_a_gpu, products_on_a_cpu, residuals):
+    precision = replace(PAPER, residuals=residuals)
+    expected = jax.jit(linear(precision, "xla"))(*arguments())
+    run = linear(precision, "triton")
+    close(jax.jit(run)(*arguments()), expected)
+    close(jax.jit(jax.checkpoint(run))(*arguments()), expected)
+
+    def body(_, arrays):
+        return None, run(*arrays)
+
+    stacked = jax.tree.map(lambda a: jnp.stack([a, a]), arguments())
+    _, scanned = jax.jit(lambda arrays: jax.lax.scan(body, None, arrays))(stacked)
+    close([leaf[1] for leaf in scanned], expected)
+    close([leaf[1] for leaf in jax.jit(jax.vmap(run))(*stacked)], expected)
+
+
+@pytest.mark.parametrize("specs", [(P("a"), P(None, "b")), (P("a", "b"), P("b")), (P(), P("a"))])
+def test_a_linear_split_over_devices(on_a_gpu, products_on_a_cpu, specs):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
+    x_spec, w_spec = (NamedSharding(mesh, spec) for spec in specs)
+    x, w, dy = arguments()
+    expected = jax.jit(linear(PAPER, "xla"))(x, w, dy)
+    run = jax.jit(linear(PAPER, "triton"))
+    dy_spec = NamedSharding(mesh, P("a"))
+    close(run(*map(jax.device_put, (x, w, dy), (x_spec, w_spec, dy_spec))), expected)
+
+
+def test_a_shard_is_a_tensor_within_shard_map(on_a_gpu, products_on_a_cpu):
+    mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Auto,))
+    x, w, dy = arguments()
+    run = linear(PAPER, "triton")
+    split = jax.shard_map(
+        run, mesh=mesh, in_specs=(P("a"), P(), P("a")), out_specs=P("a"), check_vma=False
+    )
+    y, dx, dw = jax.jit(split)(x, w, dy)
+    alone = jax.jit(linear(PAPER, "xla"))(x[:32], w, dy[:32])
+    close((y[:32], dx[:32], dw[:96]), alone)
