@@ -37,13 +37,18 @@ def select(implementation: str | None) -> ModuleType:
       ValueError: the named implementation does not exist or cannot run here; the reason is given.
     """
     if implementation is None:
-        reason = _no_triton()
+        implementation, reason = best()
         if reason is not None and capability() is not None:
-            _say_once(f"quantizing in plain XLA: the fused kernels' package {reason}")
-        implementation = "triton" if reason is None else "xla"
+            _say_once(f"quantizing in plain XLA: {reason}")
     elif reason := unsupported(implementation):
         raise ValueError(f"implementation = {implementation!r} {reason}")
     return xla if implementation == "xla" else _fused()
+
+
+def best() -> tuple[str, str | None]:
+    """(the implementation that `None` means here, why it is not the fused one)."""
+    reason = _no_triton()
+    return ("triton", None) if reason is None else ("xla", f"triton {reason}")
 
 
 def fallback(quantizer: Quantizer) -> str | None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nvfp4_jax.kernels.select import best, fallback
 from nvfp4_jax.precision import GEMMS, OPERANDS_OF, LinearPrecision
+from nvfp4_jax.quantizer import Quantizer
 from nvfp4_jax.recipe.table import text_table
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def as_text(explanation: Explanation, every_layer: bool, width: int) -> str:
         _layers(explanation, every_layer, width),
         _rules(explanation),
         _summary(explanation),
+        "\n".join([*_packed(explanation), *_implementation(explanation)]),
     ]
     return "\n\n".join(parts)
 
@@ -50,6 +53,7 @@ def as_json(explanation: Explanation) -> str:
             "share_by_format": explanation.share_by_format(),
             "share_by_format_in_blocks": explanation.share_by_format(blocks_only=True),
         },
+        "implementation": {"name": best()[0], "notes": _implementation(explanation)},
     }
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
 
@@ -162,6 +166,29 @@ def _summary(explanation: Explanation) -> str:
     unused = [name for name in explanation.recipe.precision if name not in _used(explanation)]
     note = f"\n\ndefined and used nowhere: {', '.join(unused)}" if unused else ""
     return f"{formats}\n\n{precisions}{note}"
+
+
+def _packed(explanation: Explanation) -> list[str]:
+    """Which precisions keep inputs for the backward pass in their quantized form."""
+    used = {layer.precision_name: layer.precision for layer in explanation.layers}
+    packed = [name for name, precision in used.items() if precision.residuals == "packed"]
+    return [f"kept packed for the backward pass: the inputs under {', '.join(packed)}"] * bool(
+        packed
+    )
+
+
+def _implementation(explanation: Explanation) -> list[str]:
+    """What quantizes on this machine, and what falls back to plain XLA, with the reason."""
+    name, reason = best()
+    lines = [f"implementation on this machine: {name}" + (f" ({reason})" if reason else "")]
+    operands = {
+        getattr(getattr(layer.precision, gemm), operand)
+        for layer in explanation.layers
+        for gemm in GEMMS
+        for operand in OPERANDS_OF[gemm]
+    }
+    quantizers = sorted((q for q in operands if isinstance(q, Quantizer)), key=str)
+    return lines + [f"  {q} as xla: {why}" for q in quantizers if (why := fallback(q))]
 
 
 def _used(explanation: Explanation) -> set[str]:

@@ -126,6 +126,10 @@ CASES = (
               INPUT + ".sign", 2, "use sign = 'random'"),
     Malformed("empty-word", operand('{ format = "nvfp4", scale = "" }'), INPUT + ".scale", 2,
               "leave it out"),
+    Malformed("packed-without-wgrad", "[precision.low]\nresiduals = \"packed\"\n" + HEAD + REST,
+              "precision.low.residuals", 2, "quantize it, or leave residuals out"),
+    Malformed("unknown-residuals", "[precision.low]\nresiduals = \"fp4\"\n" + HEAD + REST,
+              "precision.low.residuals", 2, "write one of bf16, packed"),
     # Rules.
     Malformed("empty-rule", rule('precision = "low"'), "rule 2", 7, 'match = "**" is all'),
     Malformed("rule-without-precision", rule('match = "*"'), "rule 2", 7, "write precision ="),
