@@ -24,7 +24,7 @@ from jaxtyping import Array
 from nvfp4_jax.kernels.hopper_gemm_tiling import Problem, tiling_for
 
 _HOPPER = (9, 0)
-_UNIT = 64  # bf16 elements of one row of a tile in shared memory, 128 bytes
+_UNIT = 32  # bf16 elements of the shortest rows in shared memory, 64 bytes
 _SM_COUNT = 132  # of an H100 or H200 (SXM), where no device tells
 
 

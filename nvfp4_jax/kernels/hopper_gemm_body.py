@@ -26,16 +26,13 @@ from nvfp4_jax.kernels.hopper_gemm_tiling import CONSUMERS, Problem, Tiling
 _PRODUCER = CONSUMERS
 _PRODUCER_REGISTERS = 40
 _CONSUMER_REGISTERS = 232  # 40 + 2 * 232 <= 65536 registers / 128 threads, in steps of 8
-_SWIZZLE = 128  # bytes: one row of a shared-memory tile
 
 
-def transforms(dtype, columns: int) -> tuple:
-    """The shared-memory layout that TMA writes and wgmma reads without bank conflicts."""
-    width = _SWIZZLE // jnp.dtype(dtype).itemsize
-    assert columns % width == 0, (columns, dtype)
-    tiles = plgpu.TilingTransform((8, width))  # pyright: ignore[reportAbstractUsage]
-    swizzle = plgpu.SwizzleTransform(_SWIZZLE)  # pyright: ignore[reportAbstractUsage]
-    return tiles, swizzle
+def _shared(shape: tuple[int, ...], dtype, row: int):
+    """Shared memory as TMA writes it and wgmma reads it: rows of `row` bytes, without conflicts."""
+    tile = plgpu.TilingTransform((8, row // dtype.itemsize))  # pyright: ignore[reportAbstractUsage]
+    swizzle = plgpu.SwizzleTransform(row)  # pyright: ignore[reportAbstractUsage]
+    return plgpu.SMEM(shape, dtype, transforms=(tile, swizzle))
 
 
 def gemm_kernel(problem: Problem, tiling: Tiling, scales: int, sm_count: int):
@@ -58,7 +55,10 @@ def _body(problem, tiling, scales, a, b, *rest):
     scale_refs, out = rest[:scales], rest[scales]
     a_tile = (tiling.m, tiling.k) if problem.contract_a else (tiling.k, tiling.m)
     b_tile = (tiling.n, tiling.k) if problem.contract_b else (tiling.k, tiling.n)
-    out_tile = (64, _SWIZZLE // problem.dtype.itemsize)
+    row = problem.row_bytes
+    # wgmma hands each warpgroup 64 rows; FP32 has rows of 128 bytes where bf16 has 64 or 128.
+    out_row = 128 if problem.dtype.itemsize == 4 else row
+    out_tile = (64, out_row // problem.dtype.itemsize)
     if tiling.shared is None:
         empty = plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=tiling.stages)
     else:
@@ -68,20 +68,15 @@ def _body(problem, tiling, scales, a, b, *rest):
 
     @partial(
         pl.run_scoped,
-        a_ring=plgpu.SMEM(
-            (tiling.stages, *a_tile), a.dtype, transforms=transforms(a.dtype, a_tile[1])
-        ),
-        b_ring=plgpu.SMEM(
-            (tiling.stages, *b_tile), b.dtype, transforms=transforms(b.dtype, b_tile[1])
-        ),
-        staging=plgpu.SMEM(
-            (CONSUMERS, 2, *out_tile), out.dtype, transforms=transforms(out.dtype, out_tile[1])
-        ),
+        a_ring=_shared((tiling.stages, *a_tile), a.dtype, row),
+        b_ring=_shared((tiling.stages, *b_tile), b.dtype, row),
+        staging=_shared((CONSUMERS, 2, *out_tile), out.dtype, out_row),
         full=plgpu.Barrier(num_arrivals=2, num_barriers=tiling.stages),
         empty=empty,
+        turn=plgpu.Barrier(),
         collective_axes="warpgroup",
     )
-    def _(a_ring, b_ring, staging, full, empty):
+    def _(a_ring, b_ring, staging, full, empty, turn):
         warpgroup = lax.axis_index("warpgroup")
 
         @pl.when(warpgroup == _PRODUCER)
@@ -93,7 +88,7 @@ def _body(problem, tiling, scales, a, b, *rest):
         def _():
             plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
             values = [scale[0] for scale in scale_refs]
-            _consume(problem, tiling, a_ring, b_ring, staging, full, empty, values, out)
+            _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, values, out)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
@@ -151,7 +146,7 @@ def _produce(problem, tiling, a, b, a_ring, b_ring, full, empty):
         plgpu.barrier_wait(empty.at[lax.rem(step, tiling.stages)])
 
 
-def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, scales, out):
+def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales, out):
     warpgroup = lax.axis_index("warpgroup")
     m, n = tiling.m, tiling.n
     rows = columns = slice(None)
@@ -165,6 +160,8 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, scales, out)
         n_start = warpgroup * n
         columns = pl.ds(n_start, n)
     steps = pl.cdiv(problem.k, tiling.k)
+    # With fewer steps the first consumer could be tiles ahead, and a barrier counts to two.
+    lead = tiling.lead if steps > 2 * tiling.stages else 0
 
     def operands(stage):
         a, b = a_ring.at[stage], b_ring.at[stage]
@@ -173,6 +170,12 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, scales, out)
         return a, b
 
     def compute_tile(row, column, first):
+        if lead:
+
+            @pl.when(warpgroup == 1)
+            def _():
+                plgpu.barrier_wait(turn)
+
         def accumulate(sums):
             @pl.loop(0, steps)
             def _(i):
@@ -180,6 +183,12 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, scales, out)
                 stage = lax.rem(step, tiling.stages)
                 plgpu.barrier_wait(full.at[stage])
                 plgpu.wgmma(sums, *operands(stage))
+                if lead:
+
+                    @pl.when((warpgroup == 0) & (i == lead - 1))
+                    def _():
+                        plgpu.barrier_arrive(turn)
+
                 plgpu.wgmma_wait(1)  # the product of the step before is complete
 
                 @pl.when(i > 0)

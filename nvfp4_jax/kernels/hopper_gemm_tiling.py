@@ -19,6 +19,11 @@ class Problem:
     contract_b: int
     dtype: Any  # numpy dtype
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of operands in a row of shared memory: the widest that divides every length."""
+        return 128 if all(length % 64 == 0 for length in (self.m, self.n, self.k)) else 64
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -32,6 +37,8 @@ class Tiling:
       shared: `"m"` if the two CTAs of a cluster lie along m and share the b operand, `"n"` if they
         lie along n and share a; None for no clusters.
       minor, width: tiles are walked in stripes of `width` tiles along output axis `minor`.
+      lead: steps by which the first consumer is ahead of the second, so that one multiplies while
+        the other scales and stores.
     """
 
     m: int = 128
@@ -42,6 +49,7 @@ class Tiling:
     shared: str | None = "m"
     minor: int = 1
     width: int = 8
+    lead: int = 0
 
     @property
     def cluster(self) -> int:

@@ -16,6 +16,8 @@ LAYOUTS = list(itertools.product((0, 1), (0, 1)))
 SHAPES = [  # (m, n, k)
     (64, 64, 64),
     (192, 320, 704),
+    (32, 7200, 96),
+    (1248, 672, 7200),
     (4096, 704, 64),
     (64, 8192, 1024),
     (2048, 64, 4096),
@@ -73,7 +75,7 @@ def test_bits_where_every_sum_is_exact(shape, layout, dtype):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES[:6])
+@pytest.mark.parametrize("shape", SHAPES[:8])
 def test_float32_sums_of_normal_values(shape, layout):
     m, n, k = shape
     a = operand(2, m, k, layout[0], integers=False)
