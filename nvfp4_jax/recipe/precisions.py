@@ -12,6 +12,7 @@ which combinations have a meaning and say so; here their words get the place in 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nvfp4_jax.precision import OPERANDS_OF, Gemm, LinearPrecision, Operand
@@ -75,7 +76,7 @@ def _gemm(table: str | Table, name: str, place: Place) -> Gemm:
     decoded: dict[str, Operand] = {k: _operand(v, place.at(k)) for k, v in operands.items()}
     gemm = Gemm(**decoded)
     try:
-        LinearPrecision(**{name: gemm})
+        replace(LinearPrecision(), **{name: gemm})
     except ValueError as error:
         raise place.error(str(error)) from None
     return gemm
