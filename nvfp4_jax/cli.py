@@ -1,4 +1,4 @@
-"""The command line: `nvfp4 train`, `nvfp4 explain`, `nvfp4 compare`.
+"""The command line: `nvfp4 train`, `nvfp4 explain`, `nvfp4 compare`, `nvfp4 bench`.
 
 A command is a frozen dataclass: its fields are the flags, its docstring the help. Exit status 0
 is success; 2 a request that cannot be honoured, with one message on standard error that names the
@@ -14,10 +14,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
+from nvfp4_jax.bench.options import Linear, Memory, Quantizers
 from nvfp4_jax.quantizer import nearest_spelling
 from nvfp4_jax.training.config import TrainConfig
 
@@ -27,6 +28,7 @@ usage: nvfp4 COMMAND [OPTIONS]
   train     Train a model on text, with the numerics that a recipe says.
   explain   Show the precision of every layer of a model under a recipe.
   compare   Train under several recipes, on the same data and seeds, and show the gaps.
+  bench     Measure quantizers, a linear layer and memory, as ratios to BF16.
 
   nvfp4 COMMAND --help lists the options of a command; nvfp4 --version prints the version.
 """
@@ -61,6 +63,13 @@ class Compare(TrainConfig):
     recipes: tyro.conf.Positional[tuple[str, ...]]
     seeds: int = 1
     recipe: tyro.conf.Suppress[str] = "nvfp4"
+
+
+Bench = (
+    Annotated[Quantizers, tyro.conf.subcommand("quantizers")]
+    | Annotated[Linear, tyro.conf.subcommand("linear")]
+    | Annotated[Memory, tyro.conf.subcommand("memory")]
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -141,8 +150,15 @@ def _compare(options: Compare) -> None:
     compare(TrainConfig(**values), options.recipes, options.seeds)
 
 
+def _bench(options: Any) -> None:
+    from nvfp4_jax.bench.run import bench
+
+    bench(options)
+
+
 _COMMANDS: dict[str, tuple[Any, Any]] = {
     "train": (TrainConfig, _train),
     "explain": (Explain, _explain),
     "compare": (Compare, _compare),
+    "bench": (Bench, _bench),
 }

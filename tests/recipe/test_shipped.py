@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from nvfp4_jax.recipe import available, load_recipe
 from .trees import PATTERN_12B, nano_12b
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("bf16", "fp8", "mxfp4", "nemotron-3", "nvfp4", "nvfp4-12b", "nvfp4-late-bf16")
+NAMES = (
+    *("bf16", "fp8", "mxfp4", "nemotron-3"),
+    *("nvfp4", "nvfp4-12b", "nvfp4-late-bf16", "nvfp4-packed"),
+)
 
 # arXiv 2509.25149, section 4: 2D weights, RHT on Wgrad, stochastic rounding on gradients.
 TILE, ROW = Quantizer("nvfp4", "16x16"), Quantizer("nvfp4")
@@ -58,6 +62,12 @@ def test_the_model_is_evaluated_in_bf16_and_the_head_stays_there(name):
 @pytest.mark.parametrize("name", ["nvfp4", "nvfp4-12b", "nvfp4-late-bf16", "nemotron-3"])
 def test_nvfp4_is_the_papers(name):
     assert load_recipe(name).precision["nvfp4"] == NVFP4
+
+
+def test_nvfp4_packed_differs_in_what_it_keeps_alone():
+    packed = load_recipe("nvfp4-packed")
+    assert packed.precision["nvfp4"] == replace(NVFP4, residuals="packed")
+    assert kept("nvfp4-packed") == kept("nvfp4")
 
 
 def test_mxfp4_differs_in_format_alone():

@@ -1,0 +1,81 @@
+"""What a person can choose about `nvfp4 bench`; without JAX, so that help comes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Part = Literal["all", "fprop", "dgrad", "wgrad"]
+PARTS: tuple[Part, ...] = ("all", "fprop", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """How times are taken, and where figures go.
+
+    Attributes:
+      rounds: Timings of each variant, in turns with the others; the median counts.
+      calls: Calls behind one another in a timing; as many as last 10 ms if left out.
+      json: File to write the figures to, besides the table.
+    """
+
+    rounds: int = 15
+    calls: int | None = None
+    json: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizers(Timed):
+    """Time the quantizers, as shares of the bandwidth of a copy.
+
+    Attributes:
+      sizes: ROWSxCOLUMNS of bf16 tensors; 8192x8192 on a GPU and 512x512 on a CPU if left out.
+      cases: Which to measure; all if left out.
+      implementation: Which to measure beside each other; the best available if left out.
+    """
+
+    sizes: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    implementation: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Timed):
+    """Time Fprop, Dgrad and Wgrad of one linear layer, as a ratio to BF16.
+
+    Attributes:
+      shapes: TOKENSxINxOUT; left out, 4096 and 8192 cubed and a 12B's rectangles, or something
+        small on a CPU.
+      recipe: A recipe's name or the path of a TOML file.
+      precision: Which of the recipe's precisions, if it has several.
+      implementation: Which to measure beside each other; the best available if left out.
+      parts: all is the three GEMMs in one program, as in training.
+    """
+
+    shapes: tuple[str, ...] = ()
+    recipe: str = "nvfp4"
+    precision: str | None = None
+    implementation: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ("all",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Measure the memory of a training step and what a linear keeps, as ratios to BF16.
+
+    Attributes:
+      model: A preset or a JSON file; 1b on a GPU and tiny on a CPU if left out.
+      batch: Rows a step.
+      length: Tokens a row; 4096 on a GPU and 256 on a CPU if left out.
+      recipe: Recipes to compare with bf16.
+      remat: Whether to keep everything for the backward pass, or only what passes between blocks.
+      json: File to write the figures to, besides the table.
+    """
+
+    model: str | None = None
+    batch: int = 8
+    length: int | None = None
+    recipe: tuple[str, ...] = ("nvfp4-packed",)
+    remat: Literal["none", "block"] = "none"
+    json: Path | None = None
