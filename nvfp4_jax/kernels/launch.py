@@ -71,10 +71,10 @@ def amax_bits(
 
 
 def _flat_amax(x, copies, round_to_bf16, compute_capability):
-    one = _call(
+    return _call(
         triton_amax.flat_amax_kernel,
         (x,),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((copies,), jnp.int32),
         grid=-(-x.size // tiles.AMAX_RUN),
         warps=tiles.AMAX_WARPS,
         compute_capability=compute_capability,
@@ -82,8 +82,8 @@ def _flat_amax(x, copies, round_to_bf16, compute_capability):
         SIZE=x.size,
         TILE=tiles.AMAX_RUN,
         ROUND=round_to_bf16 and x.dtype == jnp.float32,
+        COPIES=copies,
     )
-    return jnp.broadcast_to(one, (copies,))
 
 
 def operands(

@@ -14,7 +14,9 @@ from nvfp4_jax.kernels.triton_tiles import load_tile, rotate_tile, tile_origin
 
 
 @triton.jit
-def flat_amax_kernel(x, out, SIZE: tl.constexpr, TILE: tl.constexpr, ROUND: tl.constexpr):
+def flat_amax_kernel(
+    x, out, SIZE: tl.constexpr, TILE: tl.constexpr, ROUND: tl.constexpr, COPIES: tl.constexpr
+):
     """Of the tensor as stored, whatever its shape: a run of TILE elements a program."""
     start = tl.program_id(0).to(tl.int64) * TILE
     places = tl.arange(0, TILE)
@@ -23,7 +25,8 @@ def flat_amax_kernel(x, out, SIZE: tl.constexpr, TILE: tl.constexpr, ROUND: tl.c
     else:
         values = tl.load(x + start + places, mask=places < SIZE - start, other=0.0)
     top = tl.max(magnitude_bits(values.to(tl.float32)), 0)
-    tl.atomic_max(out, rounded_bits(top, ROUND), sem="relaxed")
+    for copy in tl.static_range(COPIES):
+        tl.atomic_max(out + copy, rounded_bits(top, ROUND), sem="relaxed")
 
 
 @triton.jit
@@ -35,7 +38,7 @@ def tile_amax_kernel(
 ):  # fmt: skip
     """Of one or two copies of the tensor, at least one of them rotated."""
     batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
-    tile = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
+    tile, _ = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
     ROUNDED: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
     first = _tile_amax(tile, signs, RHT0, ALONG_ROWS0, ROUNDED, R, N, G)
     tl.atomic_max(out, first, sem="relaxed")
@@ -52,6 +55,8 @@ def _tile_amax(
     if RHT:
         tile = rotate_tile(tile, tl.load(signs + tl.arange(0, 16)), ALONG_ROWS, R, N, G)
     top = tl.max(tl.max(tl.max(tl.max(magnitude_bits(tile), 3), 2), 1), 0)
+    if RHT:
+        top = magnitude_bits(top.to(tl.float32, bitcast=True) * 0.25)
     return rounded_bits(top, ROUNDED and RHT)
 
 

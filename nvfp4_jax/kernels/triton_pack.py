@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 
 from nvfp4_jax.kernels.triton_codes import decode_e2m1, decode_e4m3, encode_e2m1, encode_e4m3
+from nvfp4_jax.kernels.triton_pairs import rounded
 from nvfp4_jax.kernels.triton_quantize import quantized, rotated
-from nvfp4_jax.kernels.triton_tiles import load_tile, store_tile, tile_origin
+from nvfp4_jax.kernels.triton_rounding import with_sign_of
+from nvfp4_jax.kernels.triton_tiles import load_tile, store_words, tile_origin
 
 
 @triton.jit
@@ -24,13 +26,15 @@ def pack_kernel(
 ):  # fmt: skip
     """One copy as codes and scales; scales are stored as bytes."""
     batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
-    tile = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
-    tile = rotated(x, tile, signs, ROUND, ALONG_ROWS, RHT, R, N, G)
+    tile, _ = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
+    if RHT:
+        BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
+        tile, _ = rotated(tile, signs, BF16, ALONG_ROWS, R, N, G)
     values, scale = quantized(
         tile, tl.load(amax), batch, row, column, offset, keys,
         PITCH, ALONG_ROWS, SQUARE, BITS, R, N, G,
     )  # fmt: skip
-    nibbles = encode_e2m1(values)
+    nibbles = encode_e2m1(with_sign_of(tl.minimum(values, 6.0), tile))
     V: tl.constexpr = 16 // G
     if ALONG_ROWS:
         even, odd = tl.split(nibbles.permute(0, 1, 3, 2).reshape(G, N, V, R // 2, 2))
@@ -62,7 +66,7 @@ def unpack_kernel(
     )
     scale = decode_e4m3(tl.load(places, mask=inside, other=0))
     tile = decode_e2m1(nibbles.reshape(G, N, R, V)) * scale
-    store_tile(out, tile, batch, row, column, ROWS, COLUMNS, R, N, G)
+    store_words(out, rounded(tile), batch, row, column, ROWS, COLUMNS, R, N, G)
 
 
 @triton.jit

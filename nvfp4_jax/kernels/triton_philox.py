@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nvfp4_jax.kernels.triton_assembly import permute_bytes
+
 
 @triton.jit
 def _products(a, m: tl.constexpr):
@@ -39,11 +41,14 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def random_bits(key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Random integers of BITS bits, a uint32 tensor of shape (ROWS, COLUMNS).
+def random_floats(key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Random integers of BITS bits (the top 24 of 32) as float32 of shape (ROWS, COLUMNS).
 
     `row` and `column` are the place of the tile's first element in the whole tensor; `column` is a
     multiple of 16, and so is COLUMNS. `key` points to two uint32 words.
+
+    A byte, or two, become a float without a conversion: put in front of 0x4B000000 they are
+    2^23 + r, and the difference is exact.
     """
     E: tl.constexpr = 128 // BITS
     CALLS: tl.constexpr = COLUMNS // E
@@ -53,8 +58,11 @@ def random_bits(key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMN
     w0, w1, w2, w3 = philox4x32(calls, rows, zero, zero, tl.load(key), tl.load(key + 1))
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(ROWS, CALLS * 4)
     PER_WORD: tl.constexpr = 32 // BITS
-    if PER_WORD == 1:
-        return words
-    shifts = (tl.arange(0, PER_WORD) * BITS).to(tl.uint32)
-    pieces = (words[:, :, None] >> shifts[None, None, :]) & ((1 << BITS) - 1)
-    return pieces.reshape(ROWS, COLUMNS)
+    if BITS == 32:
+        floats = (words >> 8).to(tl.int32).to(tl.float32)
+    else:
+        j = tl.arange(0, PER_WORD)[None, None, :]
+        selector = 0x7440 + j if BITS == 8 else 0x7410 + 0x22 * j
+        pieces = permute_bytes(words[:, :, None], 0x4B000000, selector.to(tl.uint32))
+        floats = pieces.to(tl.float32, bitcast=True) - 8388608.0
+    return floats.reshape(ROWS, COLUMNS)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_philox import random_bits
-from nvfp4_jax.kernels.triton_rounding import (
-    nearest_e2m1,
-    stochastic_e2m1,
-    with_sign_of,
-)
+from nvfp4_jax.kernels.triton_assembly import pair, signed_products
+from nvfp4_jax.kernels.triton_pairs import floats, halves, rounded, truncated
+from nvfp4_jax.kernels.triton_philox import random_floats
+from nvfp4_jax.kernels.triton_rounding import nearest_e2m1, stochastic_e2m1
 from nvfp4_jax.kernels.triton_scales import block_scales, tensor_factors
-from nvfp4_jax.kernels.triton_tiles import load_tile, rotate_tile, store_tile, tile_origin
+from nvfp4_jax.kernels.triton_tiles import load_tile, rotate_tile, store_words, tile_origin
 
 
 @triton.jit
@@ -29,13 +27,12 @@ def operand_kernel(
 ):  # fmt: skip
     """One copy, as value times block scale in bf16."""
     batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
-    tile = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
-    tile = rotated(x, tile, signs, ROUND, ALONG_ROWS, RHT, R, N, G)
-    values, scale = quantized(
-        tile, tl.load(amax), batch, row, column, offset, keys,
-        PITCH, ALONG_ROWS, SQUARE, BITS, R, N, G,
+    tile, words = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
+    _copy(
+        out, tile, words, ROUND or x.dtype.element_ty == tl.bfloat16,
+        tl.load(amax), signs, offset, keys, batch, row, column, ROWS, COLUMNS, R, N, G,
+        PITCH, ALONG_ROWS, SQUARE, RHT, BITS,
     )  # fmt: skip
-    store_operand(out, values * scale, batch, row, column, ROWS, COLUMNS, ALONG_ROWS, RHT, R, N, G)
 
 
 @triton.jit
@@ -48,38 +45,59 @@ def two_operands_kernel(
     PITCH1: tl.constexpr, ALONG_ROWS1: tl.constexpr, SQUARE1: tl.constexpr, RHT1: tl.constexpr,
     BITS1: tl.constexpr,
 ):  # fmt: skip
-    """Two copies from one read; the first is stored before the second is begun."""
+    """Two copies from one read."""
     batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
-    tile = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
-    first = rotated(x, tile, signs, ROUND, ALONG_ROWS0, RHT0, R, N, G)
-    values, scale = quantized(
-        first, tl.load(amax), batch, row, column, offset, keys,
-        PITCH0, ALONG_ROWS0, SQUARE0, BITS0, R, N, G,
+    tile, words = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
+    BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
+    _copy(
+        out0, tile, words, BF16,
+        tl.load(amax), signs, offset, keys, batch, row, column, ROWS, COLUMNS, R, N, G,
+        PITCH0, ALONG_ROWS0, SQUARE0, RHT0, BITS0,
     )  # fmt: skip
-    store_operand(
-        out0, values * scale, batch, row, column, ROWS, COLUMNS, ALONG_ROWS0, RHT0, R, N, G
-    )
-    second = rotated(x, tile, signs, ROUND, ALONG_ROWS1, RHT1, R, N, G)
-    values, scale = quantized(
-        second, tl.load(amax + 1), batch, row, column, offset, keys + 2,
-        PITCH1, ALONG_ROWS1, SQUARE1, BITS1, R, N, G,
+    _copy(
+        out1, tile, words, BF16,
+        tl.load(amax + 1), signs, offset, keys + 2, batch, row, column, ROWS, COLUMNS, R, N, G,
+        PITCH1, ALONG_ROWS1, SQUARE1, RHT1, BITS1,
     )  # fmt: skip
-    store_operand(
-        out1, values * scale, batch, row, column, ROWS, COLUMNS, ALONG_ROWS1, RHT1, R, N, G
+
+
+@triton.jit
+def _copy(
+    out, tile, words, BF16: tl.constexpr,
+    amax, signs, offset, key, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
+    PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, RHT: tl.constexpr,
+    BITS: tl.constexpr,
+):  # fmt: skip
+    """Rotate, quantize and store; a rotated axis is as long as its rotations, padding included."""
+    if RHT:
+        tile, words = rotated(tile, signs, BF16, ALONG_ROWS, R, N, G)
+    values, scale = quantized(
+        tile, amax, batch, row, column, offset, key, PITCH, ALONG_ROWS, SQUARE, BITS, R, N, G
     )
+    result = operand(values, words, scale, ALONG_ROWS and not SQUARE)
+    OUT_ROWS: tl.constexpr = (ROWS + 15) // 16 * 16 if RHT and ALONG_ROWS else ROWS
+    OUT_COLUMNS: tl.constexpr = (COLUMNS + 15) // 16 * 16 if RHT and not ALONG_ROWS else COLUMNS
+    store_words(out, result, batch, row, column, OUT_ROWS, OUT_COLUMNS, R, N, G)
 
 
 @triton.jit
 def rotated(
-    x, tile, signs, ROUND: tl.constexpr, ALONG_ROWS: tl.constexpr, RHT: tl.constexpr,
+    tile, signs, BF16: tl.constexpr, ALONG_ROWS: tl.constexpr,
     R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    """The tile, rotated if the copy is: rounded to bf16 where the tensor is (taken as) bf16."""
-    if RHT:
-        tile = rotate_tile(tile, tl.load(signs + tl.arange(0, 16)), ALONG_ROWS, R, N, G)
-        if ROUND or x.dtype.element_ty == tl.bfloat16:
-            tile = tile.to(tl.bfloat16).to(tl.float32)
-    return tile
+    """The tile rotated, and words with its signs; BF16: rounded to it.
+
+    Of bf16 the factor 1/4 may come first: nothing that small is lost in float32.
+    """
+    sign = tl.load(signs + tl.arange(0, 16))
+    if BF16:
+        words = rounded(rotate_tile(tile, sign * 0.25, ALONG_ROWS, R, N, G))
+        tile = floats(words)
+    else:
+        tile = rotate_tile(tile, sign, ALONG_ROWS, R, N, G) * 0.25
+        words = truncated(tile)
+    return tile, words
 
 
 @triton.jit
@@ -88,32 +106,29 @@ def quantized(
     PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, BITS: tl.constexpr,
     R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    """(E2M1 values, block scales that broadcast against them), both float32."""
+    """(E2M1 magnitudes, perhaps beyond 6, and block scales that broadcast against them)."""
     a = tl.abs(tile)
     multiplier, decode = tensor_factors(amax_bits)
     block_amax = tl.max(a, 2, keep_dims=True) if ALONG_ROWS or SQUARE else a
     if SQUARE or not ALONG_ROWS:
         block_amax = tl.max(tl.max(block_amax, 3, keep_dims=True), 0, keep_dims=True)
     scale, e = block_scales(block_amax, multiplier, decode)
-    a = tl.minimum(a * e, 6.0)
+    a = a * e
     if BITS == 0:
         a = nearest_e2m1(a)
     else:
         first_row = (tl.load(offset) + batch.to(tl.uint32)) * PITCH + tl.load(offset + 1)
         first_row += row.to(tl.uint32)
         first_column = tl.load(offset + 2) + column.to(tl.uint32)
-        random = random_bits(key, first_row, first_column, BITS, R, N * 16)
-        a = stochastic_e2m1(a, random.reshape(R, N, G, 16 // G).permute(2, 1, 0, 3), BITS)
-    return with_sign_of(a, tile), scale
+        random = random_floats(key, first_row, first_column, BITS, R, N * 16)
+        random = random.reshape(R, N, G, 16 // G).permute(2, 1, 0, 3)
+        a = stochastic_e2m1(a, random, BITS)
+    return a, scale
 
 
 @triton.jit
-def store_operand(
-    out, tile, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    ALONG_ROWS: tl.constexpr, RHT: tl.constexpr,
-    R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
-):  # fmt: skip
-    """A rotated axis is as long as its rotations, padding included."""
-    OUT_ROWS: tl.constexpr = (ROWS + 15) // 16 * 16 if RHT and ALONG_ROWS else ROWS
-    OUT_COLUMNS: tl.constexpr = (COLUMNS + 15) // 16 * 16 if RHT and not ALONG_ROWS else COLUMNS
-    store_tile(out, tile, batch, row, column, OUT_ROWS, OUT_COLUMNS, R, N, G)
+def operand(values, words, scale, BY_COLUMN: tl.constexpr):
+    """Value, at most 6 and with the sign in `words`, times scale; as words of bf16."""
+    even, odd = halves(values)
+    scales = rounded(scale) if BY_COLUMN else pair(scale, scale)
+    return signed_products(even, odd, words, tl.broadcast_to(scales, even.shape))

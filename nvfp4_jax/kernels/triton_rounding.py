@@ -10,7 +10,10 @@ Both formats are arithmetic in float32 here as there. Let p be the power of two 
 The definition writes floor(a / gap + u) * gap. Multiplying by a power of two is exact, so
 a + r q rounds where a / gap + u does; and a sum with C, rounded down, is a floor to multiples of
 gap. A floor as such, and every conversion between integers and floats, runs at a quarter of the
-rate of an addition, so r becomes a float by its bits: 0x4B000000 | r is 2^23 + r.
+rate of an addition, so r becomes a float by its bits (see `triton_philox`).
+
+What lies above 6 is cut off after rounding, which gives what clipping before gives: rounding never
+decreases with its argument, and at 6 no random number leads anywhere else but, with 24 bits, to 8.
 """
 
 from __future__ import annotations
@@ -18,56 +21,40 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nvfp4_jax.kernels.triton_assembly import add_down
+
 
 @triton.jit
 def _binade(a, SMALLEST: tl.constexpr):
-    """The power of two at or below `a` >= 0, at least SMALLEST (the bits of one)."""
+    """The power of two at or below `a` >= 0, at least 2^SMALLEST."""
     exponent = a.to(tl.int32, bitcast=True) & 0x7F800000
-    return tl.maximum(exponent, SMALLEST).to(tl.float32, bitcast=True)
+    return tl.maximum(exponent, (127 + SMALLEST) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def nearest_e2m1(a):
-    """`a` in [0, 6] to the nearest of 0, .5, 1, 1.5, 2, 3, 4, 6; ties to the even code."""
-    magic = _binade(a, 0x3F800000) * 4194304.0  # 2^22
+    """`a` >= 0 to the nearest of 0, .5, 1, 1.5, 2, 3, 4, 6; what is beyond 6 stays beyond it."""
+    magic = _binade(a, 0) * 4194304.0  # 2^22
     return (a + magic) - magic
 
 
 @triton.jit
 def nearest_e4m3(a):
     """`a` in [0, 448] to the nearest E4M3 value, subnormals included; ties to even."""
-    magic = _binade(a, 121 << 23) * 1048576.0  # 2^20; the smallest normal is 2^-6
+    magic = _binade(a, -6) * 1048576.0  # 2^20
     return (a + magic) - magic
 
 
 @triton.jit
 def stochastic_e2m1(a, random, BITS: tl.constexpr):
-    """`a` in [0, 6] to one of its neighbours in E2M1, by BITS random bits an element."""
-    p = _binade(a, 0x3F800000)
-    if BITS == 32:  # of 32 bits the top 24 are used
-        r = (random >> 8).to(tl.int32).to(tl.float32)
-        total = tl.fma(r, p * (2.0**-25), a)
-    else:
-        r = (random | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
-        total = tl.fma(r, p * (2.0 ** -(BITS + 1)), a)
+    """`a` >= 0 to one of its neighbours in E2M1; what is beyond 6 stays beyond it.
+
+    `random` holds integers of BITS bits, or of 24 bits for 32, as floats.
+    """
+    p = _binade(a, 0)
+    total = tl.fma(random, p * (2.0 ** -(min(BITS, 24) + 1)), a)
     magic = p * 4194304.0
-    lower = _add_down(total, magic) - magic
-    # Only 24 bits come so near to 1 that 6 + 2 u may round to 8.
-    return tl.minimum(lower, 6.0) if BITS == 32 else lower
-
-
-@triton.jit
-def _add_down(a, b):
-    """a + b rounded toward minus infinity."""
-    return tl.inline_asm_elementwise(
-        "add.rm.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
-    )
-
-
-@triton.jit
-def magnitude(x):
-    """|x|."""
-    return (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    return add_down(total, magic) - magic
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from nvfp4_jax.kernels.triton_assembly import approximate_reciprocal, reciprocal
 from nvfp4_jax.kernels.triton_rounding import nearest_e4m3
 
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
@@ -20,11 +21,27 @@ def tensor_factors(amax_bits):
     amax = amax_bits.to(tl.float32, bitcast=True)
     encode = tl.minimum(tl.div_rn(2688.0, amax), FLOAT32_MAX)
     encode = tl.where(encode == 0.0, 1.0, encode)
-    return encode * (1.0 / 6.0), tl.div_rn(1.0, encode)
+    return encode * (1.0 / 6.0), reciprocal(encode)
 
 
 @triton.jit
 def block_scales(block_amax, multiplier, decode):
     """The E4M3 scale of each block, as float32, and what its elements are multiplied with."""
     scale = nearest_e4m3(tl.minimum(block_amax * multiplier, 448.0))
-    return scale, tl.minimum(tl.div_rn(1.0, scale * decode), FLOAT32_MAX)
+    return scale, tl.minimum(_reciprocals(scale * decode, decode), FLOAT32_MAX)
+
+
+@triton.jit
+def _reciprocals(unit, decode):
+    """1 / unit, rounded to nearest even; NaN for 0.
+
+    An approximation and one step of Newton's, which is how a GPU rounds a reciprocal right
+    wherever no number is subnormal. Scales are 2^-9 and more, so that is a matter of the tensor,
+    and the check for it one of the program instead of the block.
+    """
+    guess = approximate_reciprocal(unit)
+    error = tl.fma(guess, unit, -1.0)
+    exact = tl.fma(guess, -error, guess)
+    if decode < 2.0**-117:
+        exact = reciprocal(unit)
+    return exact

@@ -12,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_hadamard import rotate16
+from nvfp4_jax.kernels.triton_hadamard import butterflies16
+from nvfp4_jax.kernels.triton_pairs import floats, rounded, truncated
 
 
 @triton.jit
@@ -26,13 +27,30 @@ def tile_origin(ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: t
 
 
 @triton.jit
-def tile_places(R: tl.constexpr, N: tl.constexpr, G: tl.constexpr):
-    """(row, column) within the tile, broadcasting to (G, N, R, V)."""
-    V: tl.constexpr = 16 // G
+def tile_places(R: tl.constexpr, N: tl.constexpr, G: tl.constexpr, V: tl.constexpr):
+    """(row, column) within the tile, broadcasting to (G, N, R, V); V counts elements or words."""
     threads = tl.arange(0, G)[:, None, None, None]
     blocks = tl.arange(0, N)[None, :, None, None]
     rows = tl.arange(0, R)[None, None, :, None]
-    return rows, blocks * 16 + threads * V + tl.arange(0, V)[None, None, None, :]
+    return rows, blocks * (G * V) + threads * V + tl.arange(0, V)[None, None, None, :]
+
+
+@triton.jit
+def pointers(
+    base, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
+):  # fmt: skip
+    """To the tile that begins at (row, column) of (ROWS, COLUMNS), and which of it is inside.
+
+    Where no tile of the tensor is cut off that is a constant, which makes accesses unmasked.
+    """
+    rows, columns = tile_places(R, N, G, V)
+    start = base + (batch.to(tl.int64) * ROWS + row) * COLUMNS + column
+    if ROWS % R == 0 and COLUMNS % (N * G * V) == 0:
+        inside = tl.full((1, 1, 1, 1), True, tl.int1)
+    else:
+        inside = (rows < ROWS - row) & (columns < COLUMNS - column)
+    return start + (rows * COLUMNS + columns), inside
 
 
 @triton.jit
@@ -41,45 +59,56 @@ def load_tile(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
     G: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
-    """The tile in float32, zeros outside; ROUND: rounded to bf16 first."""
-    rows, columns = tile_places(R, N, G)
-    start = x + (batch.to(tl.int64) * ROWS + row) * COLUMNS + column
-    places = start + (rows * COLUMNS + columns)
-    if ROWS % R == 0 and COLUMNS % (N * 16) == 0:
-        tile = tl.load(places)
+    """The tile as float32 and as words of bf16 with its signs; zeros outside.
+
+    Of bf16, and of float32 rounded to it (ROUND), the words are the values.
+    """
+    V: tl.constexpr = 16 // G
+    if x.dtype.element_ty == tl.bfloat16 and COLUMNS % 2 == 0:
+        base = x.to(tl.pointer_type(tl.uint32))
+        places, inside = pointers(
+            base, batch, row, column // 2, ROWS, COLUMNS // 2, R, N, G, V // 2
+        )
+        words = tl.load(places, mask=inside, other=0)
+        tile = floats(words)
     else:
-        inside = (rows < ROWS - row) & (columns < COLUMNS - column)
-        tile = tl.load(places, mask=inside, other=0.0)
-    if ROUND:
-        tile = tile.to(tl.bfloat16)
-    return tile.to(tl.float32)
+        places, inside = pointers(x, batch, row, column, ROWS, COLUMNS, R, N, G, V)
+        tile = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        if ROUND:
+            words = rounded(tile)
+            tile = floats(words)
+        else:
+            words = truncated(tile)
+    return tile, words
 
 
 @triton.jit
-def store_tile(
-    out, tile, batch, row, column,
+def store_words(
+    out, words, batch, row, column,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    """The part of the tile within (ROWS, COLUMNS), in the dtype of `out`."""
-    rows, columns = tile_places(R, N, G)
-    start = out + (batch.to(tl.int64) * ROWS + row) * COLUMNS + column
-    places = start + (rows * COLUMNS + columns)
-    if ROWS % R == 0 and COLUMNS % (N * 16) == 0:
-        tl.store(places, tile.to(out.dtype.element_ty))
+    """The part of the tile within (ROWS, COLUMNS)."""
+    V: tl.constexpr = 16 // G
+    if COLUMNS % 2 == 0:
+        base = out.to(tl.pointer_type(tl.uint32))
+        places, inside = pointers(
+            base, batch, row, column // 2, ROWS, COLUMNS // 2, R, N, G, V // 2
+        )
+        tl.store(places, words, mask=inside)
     else:
-        inside = (rows < ROWS - row) & (columns < COLUMNS - column)
-        tl.store(places, tile.to(out.dtype.element_ty), mask=inside)
+        places, inside = pointers(out, batch, row, column, ROWS, COLUMNS, R, N, G, V)
+        tl.store(places, floats(words).to(tl.bfloat16), mask=inside)
 
 
 @triton.jit
 def rotate_tile(
     tile, signs, ALONG_ROWS: tl.constexpr, R: tl.constexpr, N: tl.constexpr, G: tl.constexpr
 ):
-    """The random Hadamard transform of the tile's blocks, in float32."""
+    """`tile`, float32, times diag(signs) H along its blocks."""
     V: tl.constexpr = 16 // G
     if ALONG_ROWS:
         groups = tile.permute(0, 1, 3, 2).reshape(G * N * V, 16)
-        rotated = rotate16(groups, signs, G * N * V)
+        rotated = butterflies16(groups, signs, G * N * V)
         return rotated.reshape(G, N, V, 16).permute(0, 1, 3, 2)
     groups = tile.permute(1, 2, 0, 3).reshape(N * R, 16)
-    return rotate16(groups, signs, N * R).reshape(N, R, G, V).permute(2, 0, 1, 3)
+    return butterflies16(groups, signs, N * R).reshape(N, R, G, V).permute(2, 0, 1, 3)

@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 CHECKOUT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ class Launch:
     inputs: tuple[np.ndarray, ...]
     outputs: tuple[tuple[tuple[int, ...], np.dtype], ...]
     zeroed: bool
-    grid: int
+    grid: int | tuple[int, int, int]
     meta: dict
 
 
@@ -87,13 +88,77 @@ def interpret(launch: Launch) -> list[np.ndarray]:
             array.view(np.uint8)[...] = 0x7B
     memory = [Memory(array) for array in (*launch.inputs, *outputs)]
     with np.errstate(all="ignore"):
-        grid = (launch.grid, 1, 1)
+        grid = launch.grid if isinstance(launch.grid, tuple) else (launch.grid, 1, 1)
         Executor(kernel.rewrite(), kernel.arg_names, grid)(*memory, **launch.meta)
     return outputs
 
 
+def add_down(a, b):
+    total = a.astype(np.float64) + b.astype(np.float64)  # exact for what kernels add
+    nearest = total.astype(np.float32)
+    return np.where(nearest > total, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+
+
+def permute_bytes(a, b, selector):
+    eight = (b.astype(np.uint64) << np.uint64(32)) | a
+    out = np.zeros(np.broadcast_shapes(a.shape, selector.shape), np.uint32)
+    for place in range(4):
+        index = (selector >> np.uint32(4 * place)).astype(np.uint64) & np.uint64(7)
+        byte = (eight >> (index * np.uint64(8))) & np.uint64(255)
+        out |= byte.astype(np.uint32) << np.uint32(8 * place)
+    return out
+
+
+def bf16_bits(a):
+    return a.astype(ml_dtypes.bfloat16).view(np.uint16).astype(np.uint32)
+
+
+def pair(low, high):
+    return bf16_bits(low) | (bf16_bits(high) << np.uint32(16))
+
+
+def signed_products(low, high, signs, scales):
+    def one(a, sign, scale):
+        a = np.fmin(a.astype(ml_dtypes.bfloat16).astype(np.float32), np.float32(6))
+        signed = a.view(np.uint32) | (sign & np.uint32(0x80000000))
+        return signed.view(np.float32) * (scale & np.uint32(0xFFFF0000)).view(np.float32)
+
+    sixteen = np.uint32(16)
+    return pair(one(low, signs << sixteen, scales << sixteen), one(high, signs, scales))
+
+
+def fused(a, b, c):
+    """a * b + c in float32, rounded once: in float64 to odd, and then to float32."""
+    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    towards = np.nextafter(total, np.copysign(np.inf, error))
+    is_even = (total.view(np.int64) & 1) == 0
+    return np.where((error != 0) & is_even, towards, total).astype(np.float32)
+
+
+def reciprocal(a):
+    return np.float32(1) / a
+
+
+def approximate_reciprocal(a):
+    """One unit too high, to leave something for the step of Newton's that follows."""
+    return np.nextafter(np.float32(1) / a, np.float32(np.inf))
+
+
+# By a word of its text, what a piece of assembly does to its arguments.
+INSTRUCTIONS = {
+    "add.rm.f32": add_down,
+    "rcp.rn.f32": reciprocal,
+    "rcp.approx.ftz.f32": approximate_reciprocal,
+    "prmt.b32": permute_bytes,
+    "cvt.rn.bf16x2.f32 $0": pair,
+    "fma.rn.bf16x2 $0": signed_products,
+}
+
+
 def complete_the_interpreter() -> None:
-    import ml_dtypes
     from triton import language as tl
     from triton.runtime import interpreter
 
@@ -111,22 +176,23 @@ def complete_the_interpreter() -> None:
             return cast(self, src, dst_type)
         return interpreter.TensorHandle(data, dst_type.scalar)
 
-    class AddDown:
-        def __init__(self, a, b):
-            total = a.data.astype(np.float64) + b.data.astype(np.float64)
-            nearest = total.astype(np.float32)
-            below = np.nextafter(nearest, np.float32(-np.inf))
-            data = np.where(nearest > total, below, nearest)
-            self.result = interpreter.TensorHandle(data, a.dtype.scalar)
+    class Result:
+        def __init__(self, data, dtype):
+            self.data, self.dtype = data, dtype
 
         def get_result(self, _):
-            return self.result
+            return interpreter.TensorHandle(self.data, self.dtype)
 
     def inline_asm(self, asm, constraints, values, types, is_pure, pack):
-        assert asm.startswith("add.rm.f32"), asm
-        return AddDown(*values)
+        (instruction,) = [f for text, f in INSTRUCTIONS.items() if text in asm]
+        return Result(instruction(*(v.data for v in values)), types[0].scalar)
 
-    builder.cast_impl = cast_impl
+    def create_fma(self, x, y, z):
+        shape = np.broadcast_shapes(x.data.shape, y.data.shape, z.data.shape)
+        arguments = (np.ascontiguousarray(np.broadcast_to(a.data, shape)) for a in (x, y, z))
+        return interpreter.TensorHandle(fused(*arguments), z.dtype.scalar)
+
+    builder.cast_impl, builder.create_fma = cast_impl, create_fma
     builder.create_inline_asm = inline_asm
 
 

@@ -1,0 +1,89 @@
+"""Single GPU instructions that Triton has no name for, all of sm_80 and later.
+
+Where two bf16 share a register one instruction does the work of two; where a byte must become a
+float, one permutation replaces a shift, a mask and a conversion. Each is a function of its
+arguments alone, element by element, and the tests' interpreter knows them by their text.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_down(a, b):
+    """float32 a + b rounded toward minus infinity."""
+    return tl.inline_asm_elementwise(
+        "add.rm.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def reciprocal(a):
+    """float32 1 / a, rounded to nearest even, of any a."""
+    return tl.inline_asm_elementwise(
+        "rcp.rn.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def approximate_reciprocal(a):
+    """float32 1 / a within one unit in the last place, for 2^-126 <= a < 2^126."""
+    return tl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def permute_bytes(a, b, selector):
+    """Each byte of a 32-bit result is one of the eight of (a, b), named by a nibble."""
+    return tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, $2, $3;",
+        "=r,r,r,r",
+        [a, b, selector],
+        dtype=tl.uint32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def pair(low, high):
+    """Two float32 as bf16 in one word, to nearest even."""
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $2, $1;",
+        "=r,f,f",
+        [low, high],
+        dtype=tl.uint32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def signed_products(low, high, signs, scales):
+    """Two of min(a, 6) with a sign, times a scale, as bf16 in one word: exact in bf16.
+
+    `signs` and `scales` are pairs of bf16. A NaN among a counts as 6. The product is a sum with
+    -0.0, for sm_80 has no other, and it keeps the sign of zero.
+    """
+    return tl.inline_asm_elementwise(
+        """
+        {
+            .reg .b32 v, s, six, zero;
+            mov.b32 six, 0x40c040c0;
+            mov.b32 zero, 0x80008000;
+            cvt.rn.bf16x2.f32 v, $2, $1;
+            min.bf16x2 v, v, six;
+            and.b32 s, $3, 0x80008000;
+            or.b32 v, v, s;
+            fma.rn.bf16x2 $0, v, $4, zero;
+        }
+        """,
+        "=r,f,f,r,r",
+        [low, high, signs, scales],
+        dtype=tl.uint32,
+        is_pure=True,
+        pack=1,
+    )
