@@ -59,22 +59,24 @@ class Mamba2(nnx.Module):
     def __call__(self, u: Array, segment_ids: Array | None = None) -> Array:
         """segment_ids (batch, length): convolution and state stop at a boundary."""
         config = self.config
-        ends = (config.mamba_inner, config.mamba_inner + config.conv_channels)
-        z, xbc, dt = jnp.split(self.in_proj(u), ends, axis=-1)
-        y = self._scan(self.conv(xbc, segment_ids), self._steps(dt), segment_ids)
-        return self.out_proj(self.norm(y, z))
+        width = config.groups * config.state
+        projected = self.in_proj(u)  # z, x, B, C, dt; read in place below, never split
+        x, B, C = self.conv(
+            projected,
+            segment_ids,
+            start=config.mamba_inner,
+            widths=(config.mamba_inner, width, width),
+        )
+        dt = self._steps(projected[..., -config.mamba_heads :])
+        return self.out_proj(self.norm(self._scan(x, B, C, dt, segment_ids), projected))
 
-    def _scan(self, xbc: Array, dt: Array, segment_ids: Array | None) -> Array:
+    def _scan(self, x: Array, B: Array, C: Array, dt: Array, segment_ids: Array | None) -> Array:
         """(batch, length, d): the state-space scan of the convolved x, B and C."""
         config = self.config
-        width = config.groups * config.state
-        ends = (config.mamba_inner, config.mamba_inner + width)
         x, B, C = (
             part.reshape(*part.shape[:2], rows, -1)
             for part, rows in zip(
-                jnp.split(xbc, ends, axis=-1),
-                (config.mamba_heads, config.groups, config.groups),
-                strict=True,
+                (x, B, C), (config.mamba_heads, config.groups, config.groups), strict=True
             )
         )
         A = -jnp.exp(self.A_log[...].astype(dt.dtype))

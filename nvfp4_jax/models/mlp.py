@@ -9,6 +9,7 @@ The bend is computed in FP32 and rounded once.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -36,9 +37,26 @@ class MLP(nnx.Module):
     def __call__(self, x: Array, segment_ids: Array | None = None) -> Array:
         """Tokens do not meet here, so `segment_ids` changes nothing."""
         up = self.up(x)
-        wide = up.astype(accumulator(up.dtype))
         if self.kind == "swiglu":
+            wide = up.astype(accumulator(up.dtype))
             inner = nnx.silu(self.gate(x).astype(wide.dtype)) * wide
-        else:
-            inner = jnp.square(nnx.relu(wide))
-        return self.down(inner.astype(up.dtype))
+            return self.down(inner.astype(up.dtype))
+        return self.down(relu_squared(up))
+
+
+@jax.custom_vjp
+def relu_squared(x: Array) -> Array:
+    """relu(x)^2, computed in FP32 and rounded once; the backward pass keeps x as it is."""
+    return jnp.square(nnx.relu(x.astype(accumulator(x.dtype)))).astype(x.dtype)
+
+
+def _forward(x: Array) -> tuple[Array, Array]:
+    return relu_squared(x), x
+
+
+def _backward(x: Array, dy: Array) -> tuple[Array]:
+    wide = x.astype(accumulator(x.dtype))
+    return ((2 * nnx.relu(wide) * dy.astype(wide.dtype)).astype(x.dtype),)
+
+
+relu_squared.defvjp(_forward, _backward)

@@ -1,0 +1,74 @@
+"""Which form of an operation runs: plain XLA, or a kernel written for the GPU at hand.
+
+Plain XLA is the definition and runs everywhere. A kernel does the same in fewer passes over
+memory; it needs a GPU of a generation it was tried on, and arguments it was written for. The
+choice is made while a function is traced: by the GPU of this machine, or, when compiling for
+machines that are elsewhere, by the device of the abstract mesh in force.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+
+Capability = tuple[int, int]
+Implementation = Literal["xla", "triton"]
+
+KERNELS_FROM, KERNELS_BELOW = (8, 0), (10, 0)  # Ampere, Ada and Hopper
+
+_BY_NAME = {"A100": (8, 0), "L4": (8, 9), "L40S": (8, 9), "H100": (9, 0), "H200": (9, 0)}
+
+
+def capability() -> Capability | None:
+    """(major, minor) of the NVIDIA GPU that is traced for; None for any other device."""
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    if target is not None:
+        words = re.split(r"[\s\-]+", target.device_kind) if target.platform == "gpu" else []
+        return next((_BY_NAME[word] for word in words if word in _BY_NAME), None)
+    if jax.default_backend() != "gpu":
+        return None
+    text = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    match = re.fullmatch(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def choose(
+    implementation: Implementation | None, obstacle: Callable[[], str | None]
+) -> Implementation:
+    """The implementation to run.
+
+    Args:
+      implementation: a name means that one; None the fastest that can run.
+      obstacle: tells why the kernel cannot take the arguments, None if it can. Called only where
+        there is a GPU for it, so that Triton is imported only there.
+
+    Raises:
+      ValueError: `triton` was asked for and cannot run, with the reason; an unknown name.
+    """
+    if implementation not in (None, "xla", "triton"):
+        raise ValueError(f"implementation = {implementation!r}: use None, 'xla' or 'triton'")
+    if implementation == "xla":
+        return "xla"
+    reason = _no_kernels() or obstacle()
+    if implementation == "triton" and reason:
+        raise ValueError(f"the Triton kernel cannot run: {reason}; leave implementation out")
+    return "xla" if reason else "triton"
+
+
+def _no_kernels() -> str | None:
+    found = capability()
+    if found is None or not KERNELS_FROM <= found < KERNELS_BELOW:
+        return f"it is for Ampere, Ada and Hopper GPUs, and this one's capability is {found}"
+    if importlib.util.find_spec("jax_triton") is None:
+        return "jax-triton is not installed"
+    return None
+
+
+def compute_capability() -> int:
+    """The target as Triton spells it: 90 for Hopper."""
+    major, minor = capability() or (0, 0)
+    return 10 * major + minor
