@@ -1,8 +1,8 @@
 """Run the kernels' Python on the CPU: Triton's interpreter, as a process that serves launches.
 
 The interpreter replaces Triton's language when TRITON_INTERPRET is set as Triton is imported, so
-it lives in a process of its own. It computes in NumPy; what it lacks or does not round as a GPU
-does is supplied here: casts to bf16, and the one instruction written as assembly.
+it lives in a process of its own. It computes in NumPy; what it lacks or does not do as a GPU does
+is supplied here: casts to bf16, fused multiply-adds, minima beside a NaN, and what is assembly.
 """
 
 from __future__ import annotations
@@ -192,7 +192,11 @@ def complete_the_interpreter() -> None:
         arguments = (np.ascontiguousarray(np.broadcast_to(a.data, shape)) for a in (x, y, z))
         return interpreter.TensorHandle(fused(*arguments), z.dtype.scalar)
 
+    def create_minnumf(self, a, b):
+        return self.binary_op(a, b, np.fmin)
+
     builder.cast_impl, builder.create_fma = cast_impl, create_fma
+    builder.create_minnumf = create_minnumf
     builder.create_inline_asm = inline_asm
 
 
