@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nvfp4_jax.bench.options import Linear, Memory, Quantizers
+from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers
 from nvfp4_jax.quantizer import nearest_spelling
 from nvfp4_jax.training.config import TrainConfig
 
@@ -69,6 +69,7 @@ Bench = (
     Annotated[Quantizers, tyro.conf.subcommand("quantizers")]
     | Annotated[Linear, tyro.conf.subcommand("linear")]
     | Annotated[Memory, tyro.conf.subcommand("memory")]
+    | Annotated[All, tyro.conf.subcommand("all")]
 )
 
 

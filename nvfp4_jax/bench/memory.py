@@ -34,6 +34,7 @@ from nvfp4_jax.training.step import Program, make_step
 
 BASELINE = "bf16"
 SCANNED_FROM = 24  # blocks, as in training: shorter models are compiled unrolled
+ROOM = 0.9  # of the device's memory: what a step may take for us to run it
 COLUMNS = (
     Column("recipe", "recipe"),
     Column("total_bytes", "step, bytes", ",d"),
@@ -54,6 +55,7 @@ class Compiled(NamedTuple):
 
     recipe: str
     run: Callable[..., Any]
+    state: Any
     arguments: int
     temporary: int
     bits: float
@@ -82,7 +84,7 @@ def measure(options: Memory, say: Callable[[str], None]) -> Section:
     for recipe, table in tables.items():
         say(f"memory {name}, {options.batch} x {length}: compiling {recipe}")
         compiled.append(_compile(recipe, table, config, batch, options.remat))
-    rows = _rows(compiled, _peaks(compiled, config, batch, say))
+    rows = _rows(compiled, _peaks(compiled, batch, say))
     title = f"Memory of a training step: {name}, {options.batch} x {length} tokens"
     facts = {"model": name, "batch": options.batch, "length": length, "remat": options.remat}
     return Section("memory", title, COLUMNS, rows, facts)
@@ -135,23 +137,26 @@ def _compile(recipe, table: Table, config: models.HybridConfig, batch, remat) ->
     arguments = told.argument_size_in_bytes + told.output_size_in_bytes - told.alias_size_in_bytes
     quantized = [p for _, p in table if p.quantized] or [LinearPrecision()]
     bits = bits_per_saved_element(quantized[0])
-    return Compiled(recipe, run, arguments, told.temp_size_in_bytes, bits)
+    return Compiled(recipe, run, state, arguments, told.temp_size_in_bytes, bits)
 
 
-def _peaks(compiled: list[Compiled], config, batch, say) -> dict[str, int]:
-    """The device's own peak in bytes, where it counts one and every step has room."""
+def _peaks(compiled: list[Compiled], batch: Any, say: Callable[[str], None]) -> dict[str, int]:
+    """The device's own peak in bytes, where it counts one and a step has room.
+
+    Memory does not depend on what the parameters are, so they are zeros.
+    """
     device = jax.devices()[0]
-    peaks, highest = {}, 0
+    peaks: dict[str, int] = {}
     for step in sorted(compiled, key=lambda step: step.total):
         stats = device.memory_stats()
-        if not stats or step.total > 0.9 * stats["bytes_limit"]:
-            return peaks
+        if not stats or step.total > ROOM * stats["bytes_limit"]:
+            break
         say(f"memory: running {step.recipe}")
-        state = jax.jit(lambda: initial_state(config, adamw(), 0))()
+        state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), step.state)
         jax.block_until_ready(step.run(state, batch, jax.random.key(0)))
         peak = device.memory_stats()["peak_bytes_in_use"]
-        if peak > highest:
-            peaks[step.recipe] = highest = peak
+        if peak > stats["peak_bytes_in_use"]:
+            peaks[step.recipe] = peak
     return peaks
 
 

@@ -79,3 +79,43 @@ class Memory:
     recipe: tuple[str, ...] = ("nvfp4-packed",)
     remat: Literal["none", "block"] = "none"
     json: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class All:
+    """Run every benchmark, and write one file of all figures.
+
+    Attributes:
+      json: The file.
+      rounds: Timings of each variant, in turns with the others; the median counts.
+      calls: Calls behind one another in a timing; as many as last 10 ms if left out.
+      implementation: Which to measure beside each other; the best available if left out.
+      sizes: Of the quantizers, as ROWSxCOLUMNS.
+      shapes: Of the linear layer, as TOKENSxINxOUT.
+      recipe: Of the linear layer.
+      packed: The recipe whose memory is compared with that of bf16.
+      model: Of the benchmark of memory: a preset or a JSON file.
+      batch: Its rows.
+      length: Its tokens a row.
+    """
+
+    json: Path
+    rounds: int = 15
+    calls: int | None = None
+    implementation: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    recipe: str = "nvfp4"
+    packed: str = "nvfp4-packed"
+    model: str | None = None
+    batch: int = 8
+    length: int | None = None
+
+    def each(self) -> tuple[Quantizers, Linear, Memory]:
+        """The options of every benchmark."""
+        timed = {"rounds": self.rounds, "calls": self.calls, "implementation": self.implementation}
+        return (
+            Quantizers(sizes=self.sizes, **timed),
+            Linear(shapes=self.shapes, recipe=self.recipe, **timed),
+            Memory(model=self.model, batch=self.batch, length=self.length, recipe=(self.packed,)),
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nvfp4_jax.bench.options import Linear, Memory, Quantizers
+from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers
 from nvfp4_jax.bench.report import ON_A_CPU, Section, console, device, show
 from nvfp4_jax.bench.spelling import at_least_one, writable
 from nvfp4_jax.training.files import write_json
@@ -28,7 +28,7 @@ def bench(options: Any) -> None:
       UsageError: an option that cannot be honoured; nothing is written then.
       RecipeError: a recipe that cannot be read or does not fit the model.
     """
-    _run([options], options.json)
+    _run(options.each() if isinstance(options, All) else [options], options.json)
 
 
 def _run(several: Sequence[Any], path: Any) -> None:

@@ -85,6 +85,40 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "compare bf16 nvfp4 --seeds 0 --workdir {tmp}/run",
         ("--seeds 0", "at least 1"),
     ),
+    "bench-nothing": ("bench", ("Expected one of", "linear", "--help")),
+    "bench-unknown": ("bench liner", ("liner", "linear", "--help")),
+    "bench-shape": ("bench linear --shapes 64x64", ("--shapes 64x64", "TOKENSxINxOUT")),
+    "bench-empty-shape": ("bench linear --shapes 64x0x64", ("--shapes 64x0x64", "such as 4096")),
+    "bench-part": ("bench linear --parts forward", ("--parts", "'forward'", "fprop")),
+    "bench-precision": (
+        "bench linear --precision nvpf4",
+        ("--precision nvpf4", "did you mean 'nvfp4'?"),
+    ),
+    "bench-several": (
+        "bench linear --recipe nemotron-3",
+        ("--recipe nemotron-3", "nvfp4, mxfp8", "--precision"),
+    ),
+    "bench-recipe": ("bench linear --recipe bf16", ("--recipe bf16", "quantizes nothing")),
+    "bench-implementation": (
+        "bench quantizers --implementation tritn",
+        ("--implementation tritn", "did you mean 'triton'?"),
+    ),
+    "bench-no-gpu": (
+        "bench linear --implementation triton --json {tmp}/bench.json",
+        ("--implementation triton", "JAX sees none"),
+    ),
+    "bench-size": ("bench quantizers --sizes 8192", ("--sizes 8192", "ROWSxCOLUMNS")),
+    "bench-case": ("bench quantizers --cases nerest", ("--cases nerest", "'nearest'")),
+    "bench-rounds": ("bench quantizers --rounds 0", ("--rounds 0", "at least 1")),
+    "bench-calls": ("bench quantizers --calls -1", ("--calls -1", "at least 1")),
+    "bench-model": ("bench memory --model tny", ("--model tny", "did you mean 'tiny'?")),
+    "bench-memory-recipe": ("bench memory --recipe nvfp", ("nvfp", "did you mean 'nvfp4'?")),
+    "bench-json-folder": ("bench memory --json {tmp}/empty", ("--json", "is a folder", "a file")),
+    "bench-json-nowhere": (
+        "bench memory --json {tmp}/nowhere/bench.json",
+        ("--json", "does not exist", "make it"),
+    ),
+    "bench-all-json": ("bench all", ("--json PATH", "required")),
 }
 
 MALFORMED_MODEL = '{"pattern": "M-", "hiden": 16}'

@@ -18,7 +18,7 @@ from ..training import micro
 def test_help_lists_the_commands(argv, capsys):
     main(argv)
     output = capsys.readouterr().out
-    assert all(command in output for command in ("train", "explain", "compare"))
+    assert all(command in output for command in ("train", "explain", "compare", "bench"))
 
 
 @pytest.mark.parametrize("command", ["train", "explain", "compare"])
@@ -29,6 +29,14 @@ def test_help_of_a_command_explains_every_flag(command, capsys):
     output = capsys.readouterr().out
     assert "--model" in output
     assert "--no-" not in output
+
+
+@pytest.mark.parametrize("benchmark", ["quantizers", "linear", "memory", "all"])
+def test_help_of_a_benchmark_explains_every_flag(benchmark, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["bench", benchmark, "--help"])
+    assert exit.value.code == 0
+    assert "--json" in capsys.readouterr().out
 
 
 def test_explain_the_12b_in_seconds(capsys):
