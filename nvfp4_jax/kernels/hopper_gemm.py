@@ -25,6 +25,7 @@ from nvfp4_jax.kernels.hopper_gemm_tiling import Problem, tiling_for
 
 _HOPPER = (9, 0)
 _UNIT = 32  # bf16 elements of the shortest rows in shared memory, 64 bytes
+_WIDEST_STORE = 64  # columns that one store covers, at most
 _SM_COUNT = 132  # of an H100 or H200 (SXM), where no device tells
 
 
@@ -63,7 +64,8 @@ def scaled_matmul(
         contract_b,
         jnp.dtype(dtype),
     )
-    kernel = gemm_kernel(problem, tiling_for(problem), len(scales), _sm_count())
+    sm_count = _sm_count()
+    kernel = gemm_kernel(problem, tiling_for(problem, sm_count), len(scales), sm_count)
     return kernel(a, b, *(scale.reshape(1) for scale in scales))
 
 
@@ -86,6 +88,9 @@ def unsupported(
         return f"the result would be {jnp.dtype(dtype).name}, not bfloat16 or float32"
     if ragged := [length for length in (*a_shape, *b_shape) if length % _UNIT or not length]:
         return f"{ragged[0]} is not a positive multiple of {_UNIT}"
+    if (columns := b_shape[1 - contract_b]) <= _WIDEST_STORE:
+        # TMA loses the axis of tiles, and with it the check of bounds, where there is one tile.
+        return f"an output of {columns} columns is too narrow"
     return None
 
 

@@ -21,7 +21,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from nvfp4_jax.kernels.hopper_gemm_tiling import CONSUMERS, Problem, Tiling
+from nvfp4_jax.kernels.hopper_gemm_tiling import (
+    CLUSTER,
+    CONSUMERS,
+    TILE_K,
+    TILE_M,
+    Problem,
+    Tiling,
+)
 
 _PRODUCER = CONSUMERS
 _PRODUCER_REGISTERS = 40
@@ -40,9 +47,9 @@ def gemm_kernel(problem: Problem, tiling: Tiling, scales: int, sm_count: int):
     return plgpu.kernel(
         partial(_body, problem, tiling, scales),
         out_type=jax.ShapeDtypeStruct((problem.m, problem.n), problem.dtype),
-        grid=(sm_count // tiling.cluster,),
+        grid=(sm_count // CLUSTER,),
         grid_names=("grid",),
-        cluster=(tiling.cluster,),
+        cluster=(CLUSTER,),
         cluster_names=("cluster",),
         num_threads=CONSUMERS + 1,
         thread_name="warpgroup",
@@ -53,18 +60,10 @@ def gemm_kernel(problem: Problem, tiling: Tiling, scales: int, sm_count: int):
 
 def _body(problem, tiling, scales, a, b, *rest):
     scale_refs, out = rest[:scales], rest[scales]
-    a_tile = (tiling.m, tiling.k) if problem.contract_a else (tiling.k, tiling.m)
-    b_tile = (tiling.n, tiling.k) if problem.contract_b else (tiling.k, tiling.n)
-    row = problem.row_bytes
-    # wgmma hands each warpgroup 64 rows; FP32 has rows of 128 bytes where bf16 has 64 or 128.
-    out_row = 128 if problem.dtype.itemsize == 4 else row
-    out_tile = (64, out_row // problem.dtype.itemsize)
-    if tiling.shared is None:
-        empty = plgpu.Barrier(num_arrivals=CONSUMERS, num_barriers=tiling.stages)
-    else:
-        empty = plgpu.ClusterBarrier(
-            collective_axes=("cluster",), num_arrivals=CONSUMERS, num_barriers=tiling.stages
-        )
+    a_tile = (TILE_M, TILE_K) if problem.contract_a else (TILE_K, TILE_M)
+    b_tile = (tiling.n, TILE_K) if problem.contract_b else (TILE_K, tiling.n)
+    row, out_row = tiling.operand_row(problem), tiling.output_row(problem)
+    out_tile = (TILE_M // CONSUMERS, out_row // problem.dtype.itemsize)
 
     @partial(
         pl.run_scoped,
@@ -72,7 +71,9 @@ def _body(problem, tiling, scales, a, b, *rest):
         b_ring=_shared((tiling.stages, *b_tile), b.dtype, row),
         staging=_shared((CONSUMERS, 2, *out_tile), out.dtype, out_row),
         full=plgpu.Barrier(num_arrivals=2, num_barriers=tiling.stages),
-        empty=empty,
+        empty=plgpu.ClusterBarrier(
+            collective_axes=("cluster",), num_arrivals=CONSUMERS, num_barriers=tiling.stages
+        ),
         turn=plgpu.Barrier(),
         collective_axes="warpgroup",
     )
@@ -94,28 +95,23 @@ def _body(problem, tiling, scales, a, b, *rest):
 
 def _output_tiles(problem, tiling, body):
     """`body(row, column, step)` for each tile of this CTA; `step` counts stages since the start."""
-    grid = tiling.clusters(problem)
-    steps = pl.cdiv(problem.k, tiling.k)
+    rows, columns = tiling.clusters(problem)
 
     def visit(loop, carry):
-        tile = list(plgpu.planar_snake(loop.index[0], grid, tiling.minor, tiling.width))
-        if tiling.shared is not None:
-            axis = "mn".index(tiling.shared)
-            tile[axis] = tile[axis] * 2 + lax.axis_index("cluster")
-        body(tile[0] * tiling.m, tile[1] * tiling.n, carry)
-        return carry + steps
+        row, column = plgpu.planar_snake(loop.index[0], (rows, columns), 1, tiling.width)
+        row = row * CLUSTER + lax.axis_index("cluster")
+        body(row * TILE_M, column * tiling.n, carry)
+        return carry + problem.steps
 
-    count = grid[0] * grid[1]
-    return plgpu.nd_loop((count,), collective_axes="grid", init_carry=jnp.int32(0))(visit)
+    loop = plgpu.nd_loop((rows * columns,), collective_axes="grid", init_carry=jnp.int32(0))
+    return loop(visit)
 
 
 def _produce(problem, tiling, a, b, a_ring, b_ring, full, empty):
     """Fill each stage as soon as its readers are done with what it held before."""
-    shared_a = "cluster" if tiling.shared == "n" else None
-    shared_b = "cluster" if tiling.shared == "m" else None
 
     def load_tile(row, column, first):
-        @pl.loop(0, pl.cdiv(problem.k, tiling.k))
+        @pl.loop(0, problem.steps)
         def _(i):
             step = first + i
             stage = lax.rem(step, tiling.stages)
@@ -124,19 +120,14 @@ def _produce(problem, tiling, a, b, a_ring, b_ring, full, empty):
             def _():
                 plgpu.barrier_wait(empty.at[stage])
 
-            k = i * tiling.k
-            for operand, ring, contract, free, extent, shared in (
-                (a, a_ring, problem.contract_a, row, tiling.m, shared_a),
-                (b, b_ring, problem.contract_b, column, tiling.n, shared_b),
-            ):
-                place = [pl.ds(free, extent), pl.ds(free, extent)]
-                place[contract] = pl.ds(k, tiling.k)
-                plgpu.copy_gmem_to_smem(
-                    operand.at[tuple(place)],
-                    ring.at[stage],
-                    full.at[stage],
-                    collective_axes=shared,
-                )
+            k = pl.ds(i * TILE_K, TILE_K)
+            rows, columns = pl.ds(row, TILE_M), pl.ds(column, tiling.n)
+            a_tile = a.at[rows, k] if problem.contract_a else a.at[k, rows]
+            b_tile = b.at[columns, k] if problem.contract_b else b.at[k, columns]
+            plgpu.copy_gmem_to_smem(a_tile, a_ring.at[stage], full.at[stage])
+            plgpu.copy_gmem_to_smem(
+                b_tile, b_ring.at[stage], full.at[stage], collective_axes="cluster"
+            )
 
     total = _output_tiles(problem, tiling, load_tile)
 
@@ -148,25 +139,14 @@ def _produce(problem, tiling, a, b, a_ring, b_ring, full, empty):
 
 def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales, out):
     warpgroup = lax.axis_index("warpgroup")
-    m, n = tiling.m, tiling.n
-    rows = columns = slice(None)
-    m_start = n_start = jnp.int32(0)
-    if tiling.split == "m":
-        m //= CONSUMERS
-        m_start = warpgroup * m
-        rows = pl.ds(m_start, m)
-    else:
-        n //= CONSUMERS
-        n_start = warpgroup * n
-        columns = pl.ds(n_start, n)
-    steps = pl.cdiv(problem.k, tiling.k)
+    rows = pl.ds(warpgroup * (TILE_M // CONSUMERS), TILE_M // CONSUMERS)
     # With fewer steps the first consumer could be tiles ahead, and a barrier counts to two.
-    lead = tiling.lead if steps > 2 * tiling.stages else 0
+    lead = tiling.lead if problem.steps > 2 * tiling.stages else 0
 
     def operands(stage):
         a, b = a_ring.at[stage], b_ring.at[stage]
         a = a.at[rows, :] if problem.contract_a else a.at[:, rows].transpose((1, 0))
-        b = b.at[columns, :].transpose((1, 0)) if problem.contract_b else b.at[:, columns]
+        b = b.transpose((1, 0)) if problem.contract_b else b
         return a, b
 
     def compute_tile(row, column, first):
@@ -177,7 +157,7 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales
                 plgpu.barrier_wait(turn)
 
         def accumulate(sums):
-            @pl.loop(0, steps)
+            @pl.loop(0, problem.steps)
             def _(i):
                 step = first + i
                 stage = lax.rem(step, tiling.stages)
@@ -196,13 +176,14 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales
                     plgpu.barrier_arrive(empty.at[lax.rem(step - 1, tiling.stages)])
 
             result = sums[...]
-            plgpu.barrier_arrive(empty.at[lax.rem(first + steps - 1, tiling.stages)])
+            plgpu.barrier_arrive(empty.at[lax.rem(first + problem.steps - 1, tiling.stages)])
             return result
 
-        sums = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef((m, n), jnp.float32))
+        shape = TILE_M // CONSUMERS, tiling.n
+        sums = pl.run_scoped(accumulate, plgpu.WGMMAAccumulatorRef(shape, jnp.float32))
         for scale in scales:
             sums = sums * scale
-        _store(sums.astype(out.dtype), staging.at[warpgroup], out, row + m_start, column + n_start)
+        _store(sums.astype(out.dtype), staging.at[warpgroup], out, row + rows.start, column)
 
     _output_tiles(problem, tiling, compute_tile)
 
@@ -210,13 +191,9 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales
 def _store(values, staging, out, row, column):
     """Registers to device memory by way of two alternating buffers, without waiting for the end."""
     m, n = staging.shape[1:]
-    rows, columns = values.shape[0] // m, values.shape[1] // n
-    for i in range(rows):
-        for j in range(columns):
-            slot = (i * columns + j) % 2
-            plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-            staging[slot] = values[i * m : (i + 1) * m, j * n : (j + 1) * n]
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(
-                staging.at[slot], out.at[pl.ds(row + i * m, m), pl.ds(column + j * n, n)]
-            )
+    for i in range(values.shape[1] // n):
+        # The other buffer may still be read; before the first store, this one may be as well.
+        plgpu.wait_smem_to_gmem(1 if i else 0, wait_read_only=True)
+        staging[i % 2] = values[:, i * n : (i + 1) * n]
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(staging.at[i % 2], out.at[pl.ds(row, m), pl.ds(column + i * n, n)])

@@ -10,29 +10,46 @@ import numpy as np
 import pytest
 
 from nvfp4_jax.kernels.hopper_gemm import scaled_matmul
+from nvfp4_jax.kernels.hopper_gemm_body import gemm_kernel
+from nvfp4_jax.kernels.hopper_gemm_tiling import TILINGS, Problem
 
 SCALES = (0.3, 1e-3)
 LAYOUTS = list(itertools.product((0, 1), (0, 1)))
+DTYPES = [jnp.bfloat16, jnp.float32]
 SHAPES = [  # (m, n, k)
-    (64, 64, 64),
+    (32, 96, 32),
     (192, 320, 704),
-    (32, 7200, 96),
+    (96, 7200, 96),
     (1248, 672, 7200),
     (4096, 704, 64),
     (64, 8192, 1024),
-    (2048, 64, 4096),
+    (2048, 96, 4096),
     (1920, 5056, 2112),
     (4096, 4096, 4096),
     (8192, 22656, 128),
 ]
 
 
-def operand(seed: int, free: int, k: int, contract: int, integers: bool) -> jax.Array:
+def operand(seed: int, free: int, k: int, contract: int) -> np.ndarray:
+    """Integers of at most three bits, whose sums float32 holds exactly."""
+    assert 36 * k < 2**24
     shape = (free, k) if contract else (k, free)
-    key = jax.random.key(seed)
-    if integers:
-        return jax.random.randint(key, shape, -6, 7).astype(jnp.bfloat16)
-    return jax.random.normal(key, shape, jnp.bfloat16)
+    return np.random.default_rng(seed).integers(-6, 7, shape).astype(np.float32)
+
+
+def normal(seed: int, free: int, k: int, contract: int) -> np.ndarray:
+    """Standard normal values, rounded to bf16."""
+    shape = (free, k) if contract else (k, free)
+    values = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return values.astype(jnp.bfloat16).astype(np.float32)
+
+
+def product(a: np.ndarray, b: np.ndarray, layout: tuple[int, int]) -> np.ndarray:
+    return (a if layout[0] else a.T) @ (b.T if layout[1] else b)
+
+
+def scaled(sums: np.ndarray, dtype) -> np.ndarray:
+    return (sums * np.float32(SCALES[0]) * np.float32(SCALES[1])).astype(dtype)
 
 
 def run(a, b, layout, scales, dtype) -> np.ndarray:
@@ -42,70 +59,68 @@ def run(a, b, layout, scales, dtype) -> np.ndarray:
     del poison
 
     @jax.jit
-    def product(a, b, scales):
+    def matmul(a, b, scales):
         return scaled_matmul(a, b, *layout, scales, dtype)
 
-    return np.asarray(product(a, b, tuple(map(jnp.float32, scales))))
+    a, b = (jnp.asarray(x, jnp.bfloat16) for x in (a, b))
+    return np.asarray(matmul(a, b, tuple(map(jnp.float32, scales))))
 
 
-def float64_product(a, b, layout) -> np.ndarray:
-    a, b = (np.asarray(x, np.float64) for x in (a, b))
-    return (a if layout[0] else a.T) @ (b.T if layout[1] else b)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bits_where_every_sum_is_exact(shape, layout, dtype):
-    """Products of small integers: no order of summation rounds, so the result has defined bits."""
+def test_bits_where_every_sum_is_exact(shape, layout):
+    """No order of summation rounds here, so the result has defined bits."""
     m, n, k = shape
-    a = operand(0, m, k, layout[0], integers=True)
-    b = operand(1, n, k, layout[1], integers=True)
-    assert 36 * k < 2**24
-    exact = np.asarray(
-        jnp.einsum(
-            "ij,jl->il",
-            (a if layout[0] else a.T).astype(jnp.float32),
-            (b.T if layout[1] else b).astype(jnp.float32),
-            precision="highest",
-        )
-    )
-    expected = (exact * np.float32(SCALES[0]) * np.float32(SCALES[1])).astype(dtype)
-    np.testing.assert_array_equal(run(a, b, layout, SCALES, dtype), expected)
+    a, b = operand(0, m, k, layout[0]), operand(1, n, k, layout[1])
+    sums = product(a, b, layout)
+    for dtype in DTYPES:
+        np.testing.assert_array_equal(run(a, b, layout, SCALES, dtype), scaled(sums, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_bits_of_every_tiling(tiling, dtype):
+    """Whatever the table would have chosen for this shape; several tiles an SM, edges included."""
+    m, n, k = 4288, 3872, 416
+    layout = (1, 0) if dtype == jnp.bfloat16 else (0, 0)
+    a, b = operand(2, m, k, layout[0]), operand(3, n, k, layout[1])
+    problem = Problem(m, n, k, *layout, np.dtype(dtype))
+    kernel = jax.jit(gemm_kernel(problem, tiling, 2, 132))
+    scales = [jnp.full(1, scale, jnp.float32) for scale in SCALES]
+    y = kernel(jnp.asarray(a, jnp.bfloat16), jnp.asarray(b, jnp.bfloat16), *scales)
+    np.testing.assert_array_equal(np.asarray(y), scaled(product(a, b, layout), dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES[:8])
 def test_float32_sums_of_normal_values(shape, layout):
     m, n, k = shape
-    a = operand(2, m, k, layout[0], integers=False)
-    b = operand(3, n, k, layout[1], integers=False)
-    reference = float64_product(a, b, layout)
+    a, b = normal(4, m, k, layout[0]), normal(5, n, k, layout[1])
+    reference = product(a.astype(np.float64), b.astype(np.float64), layout)
     error = run(a, b, layout, (), jnp.float32) - reference
     assert np.linalg.norm(error) <= 1e-6 * np.linalg.norm(reference)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_scales_are_those_of_multiplications_after(count):
-    a, b = operand(4, 512, 768, 1, False), operand(5, 640, 768, 0, False)
+    a, b = normal(6, 512, 768, 1), normal(7, 640, 768, 0)
     expected = run(a, b, (1, 0), (), jnp.float32)
     for scale in SCALES[:count]:
         expected = expected * np.float32(scale)
-    np.testing.assert_array_equal(run(a, b, (1, 0), SCALES[:count], jnp.float32), expected)
-    np.testing.assert_array_equal(
-        run(a, b, (1, 0), SCALES[:count], jnp.bfloat16), expected.astype(jnp.bfloat16)
-    )
+    for dtype in DTYPES:
+        y = run(a, b, (1, 0), SCALES[:count], dtype)
+        np.testing.assert_array_equal(y, expected.astype(dtype))
 
 
 def test_repeated_calls_give_the_same_bits():
-    a, b = operand(6, 4096, 4096, 1, False), operand(7, 4096, 4096, 0, False)
+    a, b = normal(8, 4096, 4096, 1), normal(9, 4096, 4096, 0)
     first = run(a, b, (1, 0), SCALES, jnp.float32)
-    for _ in range(5):
+    for _ in range(3):
         np.testing.assert_array_equal(run(a, b, (1, 0), SCALES, jnp.float32), first)
 
 
 def test_inside_scan_and_checkpoint():
-    x, w = operand(8, 256, 512, 1, False), operand(9, 512, 512, 0, False)
+    x, w = (jnp.asarray(normal(s, 512, 512, 1), jnp.bfloat16) for s in (10, 11))
     scale = jnp.float32(0.05)
 
     def step(x, _):

@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from nvfp4_jax.kernels import hopper_gemm
 from nvfp4_jax.kernels.hopper_gemm import scaled_matmul, unsupported
+from nvfp4_jax.kernels.hopper_gemm_tiling import Problem, tiling_for
 from tests.gpu_compile import compile_for_h100, instructions, with_opcode
 from tests.kernels.hopper_gemm_programs import CASES
 
@@ -59,7 +60,8 @@ def test_tensor_cores_multiply_and_registers_suffice(programs, case):
 @pytest.mark.parametrize("case", CASES)
 def test_each_sum_is_multiplied_by_each_scale_in_float32(programs, case):
     ptx = programs[case][1]
-    assert len(re.findall(r"\bmul(?:\.rn)?\.f32", ptx)) == 2 * 128  # sums a thread holds
+    sums = 64 * 256 // 128  # of a thread of a consumer
+    assert len(re.findall(r"\bmul(?:\.rn)?\.f32", ptx)) == 2 * sums
 
 
 def test_it_compiles_inside_scan_and_checkpoint():
@@ -111,9 +113,23 @@ def values(seed: int, shape: tuple[int, int]) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), shape, -12, 13).astype(jnp.bfloat16)
 
 
+WIDEST = {  # (m, n): columns of a tile on 132 SMs
+    (8192, 8192): 256,  # 16 waves of 66 pairs, the last half full
+    (1280, 7200): 192,  # 190 pairs are 3 waves, where 145 of the widest would be 3 as well
+    (768, 3072): 160,  # 60 pairs, one wave; 36 of the widest would leave half the SMs idle
+}
+
+
+@pytest.mark.parametrize("shape", WIDEST)
+def test_tiles_are_as_wide_as_the_last_wave_allows(shape):
+    problem = Problem(*shape, 4096, 0, 0, np.dtype(np.float32))
+    assert tiling_for(problem, 132).n == WIDEST[shape]
+
+
 REASONS = {
     "Hopper": {"compute_capability": (10, 0)},
     "multiple of 32": {"a_shape": (1024, 1000), "b_shape": (1000, 1024)},
+    "too narrow": {"b_shape": (1024, 64)},
     "matrices": {"a_shape": (2, 1024, 1024)},
     "differ": {"b_shape": (512, 1024)},
     "float16": {"dtype": jnp.float16},
