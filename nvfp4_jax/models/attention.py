@@ -9,7 +9,8 @@ The linears are a recipe's business; the core (scores, softmax, weighted sum) st
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.initialization import residual_sigma
 from nvfp4_jax.models.linear import linear
 from nvfp4_jax.models.product import accumulator, contract
+from nvfp4_jax.models.target import choose
 
 BLOCKS = 4  # of queries, in plain operations
 
@@ -63,29 +65,64 @@ def attend(
     v: Array,
     segment_ids: Array | None = None,
     *,
-    implementation: Literal["xla", "cudnn"] | None = None,
+    implementation: Literal["xla", "cudnn", "triton"] | None = None,
 ) -> Array:
     """softmax(q k^T / sqrt(head_dim), causal) v.
 
     Args:
       q: (batch, length, heads, head_dim).
       k, v: (batch, length, kv_heads, head_dim).
-      segment_ids: (batch, length); other documents are masked.
-      implementation: `cudnn`, a fused kernel that never writes the scores to memory, or `xla`,
-        plain operations. Left out: `cudnn` for 16-bit operands without segments on a GPU.
+      segment_ids: (batch, length), as from `segments.number`; other documents are masked.
+      implementation: plain operations (`xla`), or a fused kernel that never writes the scores to
+        memory: `cudnn`, which knows no documents, or `triton`, which skips what lies outside of
+        one. Left out: for 16-bit operands on a GPU `cudnn` without segments and `triton` with
+        them, wherever they can run; else `xla`.
 
     Returns:
       (batch, length, heads, head_dim), the dtype of q.
+
+    Raises:
+      ValueError: `cudnn` with segments; `triton` where it cannot run, saying why.
     """
-    if implementation is None:
-        fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and segment_ids is None
-        implementation = "cudnn" if fused else "xla"
-    if implementation == "xla":
+    if implementation == "cudnn" and segment_ids is not None:
+        raise ValueError("cudnn's attention would need a mask of length^2: use 'triton' or 'xla'")
+    if implementation is None and segment_ids is None:
+        fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
+        implementation = "cudnn" if fused else None
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    if choose(implementation, functools.partial(_obstacle, q)) == "xla":
         return _plain(q, k, v, segment_ids)
-    mask = None
-    if segment_ids is not None:
-        mask = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
+    if segment_ids is None:
+        segment_ids = jnp.zeros(q.shape[:2], jnp.int32)
+    return cast(Array, _fused(q, k, v, *segments.bounds(segment_ids)))
+
+
+def _obstacle(q: Array) -> str | None:
+    from nvfp4_jax.models import attention_triton
+
+    return attention_triton.obstacle(q)
+
+
+@jax.custom_vjp
+def _fused(q: Array, k: Array, v: Array, starts: Array, ends: Array) -> Array:
+    return _fused_forward(q, k, v, starts, ends)[0]
+
+
+def _fused_forward(q: Array, k: Array, v: Array, starts: Array, ends: Array):
+    from nvfp4_jax.models import attention_triton
+
+    out, lse = attention_triton.forward(q, k, v, starts)
+    return out, (q, k, v, starts, ends, out, lse)
+
+
+def _fused_backward(kept: tuple[Array, ...], do: Array):
+    from nvfp4_jax.models import attention_triton
+
+    return (*attention_triton.backward(*kept, do), None, None)
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
 
 
 def _plain(q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:

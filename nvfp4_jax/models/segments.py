@@ -23,3 +23,14 @@ def positions(segment_ids: Array) -> Array:
     index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
     begins = jnp.pad(jnp.diff(segment_ids, axis=1) != 0, ((0, 0), (1, 0)))
     return index - lax.cummax(jnp.where(begins, index, 0), axis=1)
+
+
+def bounds(segment_ids: Array) -> tuple[Array, Array]:
+    """(batch, length), int32: the first token of each token's document, and one past its last."""
+    length = segment_ids.shape[1]
+    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segment_ids.shape)
+    changes = jnp.diff(segment_ids, axis=1) != 0
+    first = jnp.pad(changes, ((0, 0), (1, 0)))
+    last = jnp.pad(changes, ((0, 0), (0, 1)), constant_values=True)
+    starts = lax.cummax(jnp.where(first, index, 0), axis=1)
+    return starts, lax.cummin(jnp.where(last, index + 1, length), axis=1, reverse=True)

@@ -142,16 +142,11 @@ def reciprocal(a):
     return np.float32(1) / a
 
 
-def approximate_reciprocal(a):
-    """One unit too high, to leave something for the step of Newton's that follows."""
-    return np.nextafter(np.float32(1) / a, np.float32(np.inf))
-
-
 # By a word of its text, what a piece of assembly does to its arguments.
 INSTRUCTIONS = {
     "add.rm.f32": add_down,
     "rcp.rn.f32": reciprocal,
-    "rcp.approx.ftz.f32": approximate_reciprocal,
+    "rcp.approx.ftz.f32": reciprocal,
     "prmt.b32": permute_bytes,
     "cvt.rn.bf16x2.f32 $0": pair,
     "fma.rn.bf16x2 $0": signed_products,
@@ -162,6 +157,14 @@ def complete_the_interpreter() -> None:
     from triton import language as tl
     from triton.runtime import interpreter
 
+    patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor, scope):
+        """An end of a loop's range is an array of one element, which NumPy takes for no number."""
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_tensor
     builder = interpreter.InterpreterBuilder
     cast = builder.cast_impl
     bf16 = np.dtype(ml_dtypes.bfloat16)
