@@ -7,6 +7,9 @@ only once all of it has been read, so quantizing takes two passes where the larg
 computed, and one where it is given.
 
     share = (bytes / seconds) / (bytes of the copy / seconds of the copy)
+
+A GPU needs a tenth of a millisecond for such a tensor, not much more than a program needs to be
+launched. So there a program treats several tensors, one after the other.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from nvfp4_jax.kernels import select, xla
 from nvfp4_jax.kernels.request import Request
 
 ON_A_GPU, ON_A_CPU = ("8192x8192",), ("512x512",)
+TENSORS_ON_A_GPU = 4  # that one program treats
 COPY = "copy"
 COLUMNS = (
     Column("size", "size"),
@@ -42,7 +46,7 @@ COLUMNS = (
 
 
 class Variant(NamedTuple):
-    """One row to be: how it is labelled, a compiled program of its inputs, and bytes."""
+    """One row to be: its labels, a compiled program with its inputs, and bytes a tensor."""
 
     case: str
     implementation: str
@@ -67,21 +71,23 @@ def measure(options: Quantizers, say: Callable[[str], None]) -> Section:
 
 
 def _rows(shape, cases, names, options: Quantizers, say) -> list[Row]:
-    rows, columns = shape
-    x = jax.jit(lambda: jax.random.normal(jax.random.key(0), (rows, columns), jnp.bfloat16))()
-    variants = [Variant(COPY, "xla", None, partial(jax.jit(jnp.copy), x), 2 * x.nbytes, 0)]
+    size, tensors = "x".join(map(str, shape)), _tensors(shape)
+    variants = [_variant(COPY, "xla", None, 0, jnp.copy, [(x,) for x in tensors])]
     for name, case in cases.items():
-        say(f"quantizers {rows}x{columns}: {name}")
+        say(f"quantizers {size}: {name}")
         for implementation in names:
-            variants += _variants(name, case, implementation, x)
+            variants += _variants(name, case, implementation, tensors)
     calls = {str(i): variant.call for i, variant in enumerate(variants)}
-    taken = interleaved(calls, options.rounds, options.calls)
-    timings = list(taken.values())
-    pace = variants[0].bytes / timings[0].median
-    size = f"{rows}x{columns}"
-    return [
-        _row(size, variant, timing, pace) for variant, timing in zip(variants, timings, strict=True)
-    ]
+    timings = list(interleaved(calls, options.rounds, options.calls).values())
+    taken = [(v, t.of_each(len(tensors))) for v, t in zip(variants, timings, strict=True)]
+    pace = variants[0].bytes / taken[0][1].median
+    return [_row(size, variant, timing, pace) for variant, timing in taken]
+
+
+def _tensors(shape) -> list[jax.Array]:
+    count = 1 if jax.default_backend() == "cpu" else TENSORS_ON_A_GPU
+    draw = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
+    return [draw(key) for key in jax.random.split(jax.random.key(0), count)]
 
 
 def _row(size: str, variant: Variant, timing: Timing, copy_pace: float) -> Row:
@@ -100,37 +106,49 @@ def _row(size: str, variant: Variant, timing: Timing, copy_pace: float) -> Row:
     }
 
 
-def _variants(name: str, case: Case, implementation: str, x: jax.Array) -> Iterator[Variant]:
+def _variants(name: str, case: Case, implementation: str, tensors) -> Iterator[Variant]:
     """The whole of what a linear asks for; and its kernel alone, where one takes the amax."""
-    kernels = select.select(implementation)
-    key = jax.random.key(1)
+    kernels, key = select.select(implementation), jax.random.key(1)
+    flop = case.flop_per_element * tensors[0].size
+    label = partial(_variant, name, implementation)
     if case.kind == "unpack":
-        packed = jax.jit(partial(_packed, kernels, case))(x, key)
-        yield _variant(name, case, implementation, None, x, kernels.from_packed, packed)
-        return
-    if case.kind == "amax":
+        pack = jax.jit(partial(_packed, kernels, case))
+        yield label(None, flop, kernels.from_packed, [(pack(x, key),) for x in tensors])
+    elif case.kind == "amax":
         amax = partial(_xla_amax if kernels is xla else _fused_amax, case)
-        yield _variant(name, case, implementation, "computed", x, amax, x)
-        return
-    whole = partial(_packed if case.kind == "pack" else _operands, kernels, case)
-    yield _variant(name, case, implementation, "computed", x, whole, x, key)
-    if kernels is not xla:
-        from nvfp4_jax.bench import launches
-
-        amax = jax.jit(partial(_fused_amax, case))(x)
-        given = partial(launches.kernel, case)
-        yield _variant(name, case, implementation, "given", x, given, x, amax)
+        yield label("computed", flop, amax, [(x,) for x in tensors], passes=1)
+    else:
+        whole = partial(_packed if case.kind == "pack" else _operands, kernels, case)
+        yield label("computed", flop, whole, [(x, key) for x in tensors], passes=2)
+        if kernels is not xla:
+            yield _kernel_alone(label, case, flop, tensors)
 
 
-def _variant(name, case: Case, implementation, amax, x, function, *arguments) -> Variant:
-    """Compiled, with the bytes that must move: inputs, a pass for the amax, outputs."""
-    program = jax.jit(function).lower(*arguments).compile()
-    written = jax.tree.leaves(jax.eval_shape(function, *arguments))
-    read = jax.tree.leaves(arguments[0])
-    passes = 2 if amax == "computed" and case.kind != "amax" else 1
-    moved = passes * sum(a.nbytes for a in read) + sum(a.size * a.dtype.itemsize for a in written)
-    call = partial(program, *arguments)
-    return Variant(name, implementation, amax, call, moved, case.flop_per_element * x.size)
+def _kernel_alone(label: Callable[..., Variant], case: Case, flop: int, tensors) -> Variant:
+    from nvfp4_jax.bench import launches
+
+    amax = jax.jit(partial(launches.amax, case))
+    kernel = partial(launches.kernel, case)
+    return label("given", flop, kernel, [(x, amax(x)) for x in tensors])
+
+
+def _variant(
+    name: str, implementation: str, amax: str | None, flop: int, function, inputs, passes: int = 1
+) -> Variant:
+    """`function` of every one of `inputs` in one program, with the bytes that each must move."""
+
+    def run(inputs):
+        return [function(*arguments) for arguments in inputs]
+
+    program = jax.jit(run).lower(inputs).compile()
+    read, *_ = inputs[0]
+    written = jax.eval_shape(function, *inputs[0])
+    moved = passes * _bytes(read) + _bytes(written)
+    return Variant(name, implementation, amax, partial(program, inputs), moved, flop)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _operands(kernels: ModuleType, case: Case, x: jax.Array, key: jax.Array):

@@ -37,6 +37,10 @@ class Timing:
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
         return cls(median, low, high)
 
+    def of_each(self, count: int) -> Timing:
+        """Of one of `count` equal parts of a call."""
+        return Timing(self.median / count, self.low / count, self.high / count)
+
 
 def interleaved(variants: Mapping[str, Call], rounds: int, calls: int | None) -> dict[str, Timing]:
     """Seconds a call of each variant, warmed up, in `rounds` rounds of all of them in turns.
