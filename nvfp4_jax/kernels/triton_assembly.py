@@ -28,10 +28,27 @@ def reciprocal(a):
 
 
 @triton.jit
-def approximate_reciprocal(a):
-    """float32 1 / a within one unit in the last place, for 2^-126 <= a < 2^126."""
+def normal_reciprocal(a):
+    """float32 1 / a, rounded to nearest even, for 2^-126 <= a < 2^126; NaN for 0.
+
+    An approximation and one step of Newton's: what a GPU does for `rcp.rn` where no number is
+    subnormal, without asking for each whether one is.
+    """
     return tl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [a], dtype=tl.float32, is_pure=True, pack=1
+        """
+        {
+            .reg .f32 guess, negative, error;
+            rcp.approx.ftz.f32 guess, $1;
+            neg.f32 negative, $1;
+            fma.rn.f32 error, guess, negative, 0f3F800000;
+            fma.rn.f32 $0, guess, error, guess;
+        }
+        """,
+        "=f,f",
+        [a],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
     )
 
 

@@ -41,14 +41,16 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def random_floats(key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Random integers of BITS bits (the top 24 of 32) as float32 of shape (ROWS, COLUMNS).
+def random_fractions(
+    key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """u 2^-23 with u = r / 2^BITS uniform in [0, 1), float32 of shape (ROWS, COLUMNS).
 
-    `row` and `column` are the place of the tile's first element in the whole tensor; `column` is a
-    multiple of 16, and so is COLUMNS. `key` points to two uint32 words.
+    Of 32 bits the top 24 are used. `row` and `column` are the place of the tile's first element
+    in the whole tensor; `column` is a multiple of 16, and so is COLUMNS. `key` points to two words.
 
-    A byte, or two, become a float without a conversion: put in front of 0x4B000000 they are
-    2^23 + r, and the difference is exact.
+    A byte, or two, become a float without a conversion: put in front of the zeros of 2^-BITS they
+    are 2^-BITS + r 2^-(BITS + 23), and the difference is exact.
     """
     E: tl.constexpr = 128 // BITS
     CALLS: tl.constexpr = COLUMNS // E
@@ -59,10 +61,11 @@ def random_floats(key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLU
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(ROWS, CALLS * 4)
     PER_WORD: tl.constexpr = 32 // BITS
     if BITS == 32:
-        floats = (words >> 8).to(tl.int32).to(tl.float32)
+        fractions = (words >> 8).to(tl.int32).to(tl.float32) * 2.0**-47
     else:
+        ONE: tl.constexpr = (127 - BITS) << 23  # the bits of 2^-BITS
         j = tl.arange(0, PER_WORD)[None, None, :]
-        selector = 0x7440 + j if BITS == 8 else 0x7410 + 0x22 * j
-        pieces = permute_bytes(words[:, :, None], 0x4B000000, selector.to(tl.uint32))
-        floats = pieces.to(tl.float32, bitcast=True) - 8388608.0
-    return floats.reshape(ROWS, COLUMNS)
+        selector = 0x7640 + j if BITS == 8 else 0x7610 + 0x22 * j
+        pieces = permute_bytes(words[:, :, None], ONE, selector.to(tl.uint32))
+        fractions = pieces.to(tl.float32, bitcast=True) - 2.0**-BITS
+    return fractions.reshape(ROWS, COLUMNS)

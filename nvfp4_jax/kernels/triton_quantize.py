@@ -12,7 +12,7 @@ import triton.language as tl
 
 from nvfp4_jax.kernels.triton_assembly import pair, signed_products
 from nvfp4_jax.kernels.triton_pairs import floats, halves, rounded, truncated
-from nvfp4_jax.kernels.triton_philox import random_floats
+from nvfp4_jax.kernels.triton_philox import random_fractions
 from nvfp4_jax.kernels.triton_rounding import nearest_e2m1, stochastic_e2m1
 from nvfp4_jax.kernels.triton_scales import block_scales, tensor_factors
 from nvfp4_jax.kernels.triton_tiles import load_tile, rotate_tile, store_words, tile_origin
@@ -120,9 +120,9 @@ def quantized(
         first_row = (tl.load(offset) + batch.to(tl.uint32)) * PITCH + tl.load(offset + 1)
         first_row += row.to(tl.uint32)
         first_column = tl.load(offset + 2) + column.to(tl.uint32)
-        random = random_floats(key, first_row, first_column, BITS, R, N * 16)
+        random = random_fractions(key, first_row, first_column, BITS, R, N * 16)
         random = random.reshape(R, N, G, 16 // G).permute(2, 1, 0, 3)
-        a = stochastic_e2m1(a, random, BITS)
+        a = stochastic_e2m1(a, random)
     return a, scale
 
 

@@ -4,13 +4,13 @@ Both formats are arithmetic in float32 here as there. Let p be the power of two 
 (or the format's smallest normal), from its exponent bits; the gap is p / 2 in E2M1, p / 8 in E4M3.
 
     nearest     (a + C) - C                   C = 2^23 * gap, ties to even
-    stochastic  ((a + r q) + C) - C           q = gap / 2^bits, r the random integer,
+    stochastic  ((a + v C) + C) - C           v = u 2^-23, and so v C = u gap;
                                               the second sum rounded down: a floor
 
 The definition writes floor(a / gap + u) * gap. Multiplying by a power of two is exact, so
-a + r q rounds where a / gap + u does; and a sum with C, rounded down, is a floor to multiples of
+a + u gap rounds where a / gap + u does; and a sum with C, rounded down, is a floor to multiples of
 gap. A floor as such, and every conversion between integers and floats, runs at a quarter of the
-rate of an addition, so r becomes a float by its bits (see `triton_philox`).
+rate of an addition.
 
 What lies above 6 is cut off after rounding, which gives what clipping before gives: rounding never
 decreases with its argument, and at 6 no random number leads anywhere else but, with 24 bits, to 8.
@@ -46,15 +46,13 @@ def nearest_e4m3(a):
 
 
 @triton.jit
-def stochastic_e2m1(a, random, BITS: tl.constexpr):
+def stochastic_e2m1(a, random):
     """`a` >= 0 to one of its neighbours in E2M1; what is beyond 6 stays beyond it.
 
-    `random` holds integers of BITS bits, or of 24 bits for 32, as floats.
+    `random` is u 2^-23 with u uniform in [0, 1): of 24 bits at most.
     """
-    p = _binade(a, 0)
-    total = tl.fma(random, p * (2.0 ** -(min(BITS, 24) + 1)), a)
-    magic = p * 4194304.0
-    return add_down(total, magic) - magic
+    magic = _binade(a, 0) * 4194304.0
+    return add_down(tl.fma(random, magic, a), magic) - magic
 
 
 @triton.jit

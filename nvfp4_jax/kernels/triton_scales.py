@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_assembly import approximate_reciprocal, reciprocal
+from nvfp4_jax.kernels.triton_assembly import normal_reciprocal, reciprocal
 from nvfp4_jax.kernels.triton_rounding import nearest_e4m3
 
 FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
@@ -33,15 +33,12 @@ def block_scales(block_amax, multiplier, decode):
 
 @triton.jit
 def _reciprocals(unit, decode):
-    """1 / unit, rounded to nearest even; NaN for 0.
+    """1 / unit, rounded to nearest even; NaN, or infinity, for 0.
 
-    An approximation and one step of Newton's, which is how a GPU rounds a reciprocal right
-    wherever no number is subnormal. Scales are 2^-9 and more, so that is a matter of the tensor,
-    and the check for it one of the program instead of the block.
+    Scales are 2^-9 and more, so whether a subnormal number may occur is a matter of the tensor:
+    one question a program instead of one a block.
     """
-    guess = approximate_reciprocal(unit)
-    error = tl.fma(guess, unit, -1.0)
-    exact = tl.fma(guess, -error, guess)
+    quotient = normal_reciprocal(unit)
     if decode < 2.0**-117:
-        exact = reciprocal(unit)
-    return exact
+        quotient = reciprocal(unit)
+    return quotient

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_philox import philox4x32, random_floats
+from nvfp4_jax.kernels.triton_philox import philox4x32, random_fractions
 
 
 @triton.jit
@@ -21,8 +21,10 @@ def words_kernel(counter, key, out, N: tl.constexpr):
 
 
 @triton.jit
-def floats_kernel(place, key, out, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def fractions_kernel(
+    place, key, out, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """out (ROWS, COLUMNS) of a tile that begins at `place`, (row, column)."""
-    values = random_floats(key, tl.load(place), tl.load(place + 1), BITS, ROWS, COLUMNS)
+    values = random_fractions(key, tl.load(place), tl.load(place + 1), BITS, ROWS, COLUMNS)
     to = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     tl.store(out + to, values)

@@ -41,7 +41,7 @@ def test_each_element_gets_the_bits_of_its_place(interpreter, bits):
     place = np.asarray([row, column], np.uint32)
     got = run(
         interpreter,
-        "floats_kernel",
+        "fractions_kernel",
         (place, key),
         ((4, 32), np.dtype(np.float32)),
         BITS=bits,
@@ -49,5 +49,5 @@ def test_each_element_gets_the_bits_of_its_place(interpreter, bits):
         COLUMNS=32,
     )
     rows, columns = row + np.arange(4)[:, None], column + np.arange(32)[None, :]
-    want = oracle.bits_at(rows, columns, key, bits)
-    np.testing.assert_array_equal(got, want >> 8 if bits == 32 else want)
+    want = oracle.uniform_at(rows, columns, key, bits)
+    np.testing.assert_array_equal(got, want * np.float32(2.0**-23))
