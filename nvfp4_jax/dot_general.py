@@ -48,7 +48,7 @@ from nvfp4_jax.kernels.select import select
 from nvfp4_jax.operands import Use, pack, prepare, scaled
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.product import multiply
-from nvfp4_jax.residuals import Keep, Kept, kept_shardings, plan
+from nvfp4_jax.residuals import Keep, Kept, kept_shardings, named, plan
 
 DotGeneral = Callable[..., Array]
 
@@ -142,7 +142,7 @@ def _forward(call, lhs, rhs, key):
     x_dims, _ = call.dims(lhs, rhs)
     shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, lhs, rhs, key)
     y, kept_x, kept_w = run_automatic(fprop, mesh, shardings, lhs, rhs, key)
-    kept_x = lhs if keep.input == "tensor" else kept_x
+    kept_x = named(lhs if keep.input == "tensor" else kept_x)
     kept_w = rhs if keep.weight == "tensor" else kept_w
     return y, (Kept(kept_x, kept_w, jax.typeof(lhs), jax.typeof(rhs)), key)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -28,6 +29,8 @@ from nvfp4_jax.kernels.request import Operand, Packed
 from nvfp4_jax.kernels.select import select
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.quantizer import Quantizer
+
+LINEAR_INPUT = "linear_input"
 
 
 class Keep(NamedTuple):
@@ -68,6 +71,14 @@ def _same_both_ways(precision: LinearPrecision) -> bool:
         return False
     rows, length = weight.block or (1, 1)
     return rows == length and not weight.rht and weight.rounding == "nearest"
+
+
+def named(kept: Array | Operand | Packed) -> Any:
+    """What is kept of the input under its name, so that `jax.checkpoint` can be told to keep it.
+
+    jax.checkpoint(block, policy=save_only_these_names("linear_input"))
+    """
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, LINEAR_INPUT), kept)
 
 
 def kept_shardings(mesh: Any, run: Callable, dims: Dims, y: Any, lhs: Array, *rest: Any) -> Any:

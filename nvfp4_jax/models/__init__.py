@@ -1,5 +1,6 @@
 """Hybrid Mamba-2 / attention / MLP language models in Flax NNX."""
 
+from nvfp4_jax.models.apply import Remat as Remat
 from nvfp4_jax.models.apply import apply_blocks as apply_blocks
 from nvfp4_jax.models.config import HybridConfig as HybridConfig
 from nvfp4_jax.models.hybrid import Hybrid as Hybrid

@@ -12,7 +12,7 @@ traced value, from which it can make the same random key as the unrolled form wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,14 @@ from jax import Array, lax
 
 from nvfp4_jax.models import segments
 from nvfp4_jax.models.block import Block
+from nvfp4_jax.models.linear import LINEAR_INPUT
 from nvfp4_jax.models.repeats import Repeat
 
 if TYPE_CHECKING:
     from nvfp4_jax.models.hybrid import Hybrid
 
 Bind = Callable[[Block, tuple[int, ...], Array | None], None]
-Remat = Literal["none", "block"]
+Remat = Literal["none", "linear_inputs", "block"]
 
 
 def apply_blocks(
@@ -48,7 +49,9 @@ def apply_blocks(
       bind: called as bind(block, indices, step) before a block runs. Unrolled: ((i,), None).
         In a loop: indices are this block's index in each repeat, step the traced repeat number.
       repeats: stretches to run as a loop, as from `find_repeats`.
-      remat: `block` keeps only the input of each block for the backward pass.
+      remat: what is kept for the backward pass: `none` everything, `linear_inputs` what each linear
+        layer keeps of its input (packed, if its precision packs it), `block` the input of each
+        block; the rest is computed again.
 
     Returns:
       (batch, length, hidden).
@@ -57,8 +60,8 @@ def apply_blocks(
       ValueError: repeats that overlap, lie outside the model or hold unlike blocks; an unknown
         `remat`.
     """
-    if remat not in ("none", "block"):
-        raise ValueError(f"remat = {remat!r}: use 'none' or 'block'")
+    if remat not in get_args(Remat):
+        raise ValueError(f"remat = {remat!r}: use one of {', '.join(map(repr, get_args(Remat)))}")
     if segment_ids is not None:
         segment_ids = segments.number(segment_ids)
     blocks = list(model.blocks)
@@ -94,7 +97,17 @@ def _run(
             bind(copy, indices, step)
         return copy(x, segment_ids)
 
-    return (jax.checkpoint(call) if remat == "block" else call)(state, x)
+    return _kept_less(call, remat)(state, x)
+
+
+def _kept_less(call: Callable, remat: Remat) -> Callable:
+    """`call`, keeping for the backward pass what `remat` says."""
+    if remat == "none":
+        return call
+    if remat == "block":
+        return jax.checkpoint(call)
+    policy = jax.checkpoint_policies.save_only_these_names(LINEAR_INPUT)
+    return jax.checkpoint(call, policy=policy)
 
 
 def _loop(

@@ -16,9 +16,12 @@ from typing import Any, cast
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from nvfp4_jax.models.product import contract
+
+LINEAR_INPUT = "linear_input"  # what rematerialization calls what a linear keeps of its input
 
 
 def linear(
@@ -99,6 +102,7 @@ def default_dot_general(
         )
     rows = "abcdefg"[: lhs.ndim - 1]
     result = preferred_element_type or lhs.dtype
+    lhs = checkpoint_name(lhs, LINEAR_INPUT)
     return contract(f"{rows}x,xy->{rows}y", lhs, rhs, lhs.dtype, result)
 
 

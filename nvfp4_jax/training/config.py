@@ -45,7 +45,8 @@ class TrainConfig:
       eval_batches: Batches of an evaluation.
       max_skipped: Steps in a row that may be skipped, for a loss or gradient that is not finite,
         before the run stops.
-      remat: Whether to keep everything for the backward pass, or only what passes between blocks.
+      remat: What to keep for the backward pass: everything, the inputs of linear layers (packed,
+        if the recipe says so), or only what passes between blocks.
       scan: Whether to trace repeated blocks once: faster to compile, not faster to run. auto:
         from 24 blocks on.
       compilation_cache: Folder for compiled programs; WORKDIR/compilation-cache if left out.
@@ -69,7 +70,7 @@ class TrainConfig:
     eval_every: int = 50
     eval_batches: int = 16
     max_skipped: int = 10
-    remat: Literal["none", "block"] = "none"
+    remat: Literal["none", "linear_inputs", "block"] = "none"
     scan: Literal["auto", "on", "off"] = "auto"
     compilation_cache: Path | None = None
     force_recipe: bool = False

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,13 +38,13 @@ class Program:
     Attributes:
       config: the model's shape.
       definition: the model without its parameters.
-      remat: `none`, or `block` to keep only what passes between blocks for the backward pass.
+      remat: what is kept for the backward pass, as in `models.apply_blocks`.
       scan: whether blocks that repeat are traced once.
     """
 
     config: models.HybridConfig
     definition: nnx.GraphDef
-    remat: Literal["none", "block"] = "none"
+    remat: models.Remat = "none"
     scan: bool = False
 
 

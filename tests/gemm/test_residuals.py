@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import nvfp4_jax as nvfp4
 from nvfp4_jax import Gemm, LinearPrecision, Quantizer
+from nvfp4_jax.models import linear as models_linear
+from nvfp4_jax.residuals import LINEAR_INPUT
 from tests.gemm.precisions import LEAN, PAPER, PRECISIONS
 
 NUMBERS = (((1,), (0,)), ((), ()))
@@ -77,6 +79,27 @@ def test_packed_residuals_take_four_and_a_half_bits():
     bits = 8 * sum(x.nbytes for x in arrays) / lhs.size
     assert bits <= 4.6
     assert 8 * sum(x.nbytes for x in kept(PAPER, lhs, rhs)) / lhs.size == 16
+
+
+@pytest.mark.parametrize(("residuals", "bits"), [("bf16", 16), ("packed", 4.6)])
+def test_rematerialization_can_keep_the_inputs_of_linears_alone(residuals, bits):
+    """relu(x w)² w: the argument x, and what the two products keep, outlive the forward pass."""
+    x, w, _ = tensors(512, 256, 256)
+    precision = replace(PAPER, residuals=residuals)
+
+    def layer(x, w):
+        dot_general = nvfp4.make_dot_general(precision, KEY)
+        h = jnp.square(jax.nn.relu(dot_general(x, w, NUMBERS)))
+        return dot_general(h, w, NUMBERS)
+
+    policy = jax.checkpoint_policies.save_only_these_names(LINEAR_INPUT)
+    _, vjp = jax.vjp(jax.checkpoint(layer, policy=policy), x, w)
+    arrays = [leaf for leaf in jax.tree.leaves(vjp) if leaf.dtype != w.dtype and leaf.size > 2]
+    assert 8 * sum(leaf.nbytes for leaf in arrays) <= (16 + 2 * bits) * x.size
+
+
+def test_models_call_it_the_same():
+    assert LINEAR_INPUT == models_linear.LINEAR_INPUT
 
 
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit])

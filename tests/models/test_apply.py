@@ -51,7 +51,11 @@ def test_scanned_and_rematerialized_equal_unrolled():
     them by less than 100. The random numbers that `noisy` draws must be the same for this.
     """
     value, gradients = loss_and_gradients()
-    for options in ({"repeats": LOOP}, {"repeats": LOOP, "remat": "block"}):
+    for options in (
+        {"repeats": LOOP},
+        {"repeats": LOOP, "remat": "block"},
+        {"repeats": LOOP, "remat": "linear_inputs"},
+    ):
         other, others = loss_and_gradients(**options)
         np.testing.assert_allclose(other, value, rtol=1e-5)
         for (path, expected), (_, actual) in zip(
