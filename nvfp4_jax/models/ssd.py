@@ -27,6 +27,10 @@ and 0 * inf in the backward pass would be NaN.
 Packed documents (`seq_idx`): a token sees the tokens of its own document only, and the state is
 dropped at a boundary. The initial state belongs to the document of the first token.
 
+The functions below are that in plain XLA, which writes the (Q, Q) matrices to memory on their way:
+64 KiB a token for 128 heads, many times what the scan reads and writes otherwise. On a GPU, fused
+kernels (`ssd_triton`) keep them on chip; they do the same sums with the same precision.
+
 Source: arXiv 2405.21060, section 6.
 """
 
@@ -38,7 +42,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from nvfp4_jax.models import ssd_tiles
 from nvfp4_jax.models.product import accumulator, contract
+from nvfp4_jax.models.target import Implementation, choose
 
 
 class Chunks(NamedTuple):
@@ -65,6 +71,7 @@ def ssd(
     chunk: int = 128,
     seq_idx: Array | None = None,
     initial_state: Array | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[Array, Array]:
     """Run the recurrence above over a batch of rows.
 
@@ -75,29 +82,63 @@ def ssd(
       B, C: (batch, length, G, N); head h uses group h // (H / G).
       D: (H,).
       chunk: Q; changes the order of summation only. Any length will do: the last chunk is padded
-        with tokens of dt = 0, which neither decay the state nor add to it.
+        with tokens of dt = 0, which neither decay the state nor add to it. The kernels take the
+        power of two that holds it, up to 128 (float32: 32).
       seq_idx: (batch, length), the document of each token, starting at any number; equal numbers
         next to each other are one document.
       initial_state: (batch, H, P, N), zeros when left out.
+      implementation: `xla`, `triton`, or None for the faster one that can run: on Ampere, Ada and
+        Hopper GPUs the kernels for bfloat16, else XLA.
 
     Returns:
       y (batch, length, H, P) in the dtype of x, and the state after the last token
       (batch, H, P, N) in FP32 (float64 for float64 inputs).
+
+    Raises:
+      ValueError: `triton` where it cannot run, saying why.
     """
-    batch, length, heads, head_dim = x.shape
-    groups, size = B.shape[2:]
     wide = accumulator(x.dtype)
     if initial_state is None:
-        initial_state = jnp.zeros((batch, heads, head_dim, size), wide)
-    start = initial_state.astype(wide).reshape(batch, groups, -1, size)
+        batch, _, heads, head_dim = x.shape
+        initial_state = jnp.zeros((batch, heads, head_dim, B.shape[3]), wide)
+    dt, A, D, start = (part.astype(wide) for part in (dt, A, D, initial_state))
+    if _chosen(implementation, x, B) == "triton":
+        from nvfp4_jax.models import ssd_triton
 
-    chunks = _cut(x, dt.astype(wide), A.astype(wide), B, C, seq_idx, min(chunk, length))
+        B, C = B.astype(x.dtype), C.astype(x.dtype)
+        return ssd_triton.scan(x, dt, A, B, C, D, chunk=chunk, seq_idx=seq_idx, start=start)
+    return _xla(x, dt, A, B, C, D, chunk=chunk, seq_idx=seq_idx, start=start)
+
+
+def _chosen(implementation: Implementation | None, x: Array, B: Array) -> Implementation:
+    if implementation is None and x.dtype == jnp.float32:
+        return "xla"  # faster: exact FP32 products have no tensor cores, and cuBLAS is good at them
+    return choose(implementation, lambda: ssd_tiles.obstacle(x.dtype, x.shape[3], B.shape[3]))
+
+
+def _xla(
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    *,
+    chunk: int,
+    seq_idx: Array | None,
+    start: Array,
+) -> tuple[Array, Array]:
+    batch, length, heads, head_dim = x.shape
+    groups, size = B.shape[2:]
+    state = start.reshape(batch, groups, -1, size)
+
+    chunks = _cut(x, dt, A, B, C, seq_idx, min(chunk, length))
     kept = _kept(chunks)
-    states, final = _carry(_left_behind(chunks), _survival(chunks, kept), jnp.swapaxes(start, 2, 3))
+    states, final = _carry(_left_behind(chunks), _survival(chunks, kept), jnp.swapaxes(state, 2, 3))
     y = jax.checkpoint(_within)(chunks) + _from_start(chunks, kept, states)
     y = jnp.moveaxis(y, 2, 3).reshape(batch, -1, heads, head_dim)[:, :length]
-    y = y + D.astype(wide)[None, None, :, None] * x.astype(wide)
-    return y.astype(x.dtype), jnp.swapaxes(final, 2, 3).reshape(initial_state.shape)
+    y = y + D[None, None, :, None] * x.astype(dt.dtype)
+    return y.astype(x.dtype), jnp.swapaxes(final, 2, 3).reshape(start.shape)
 
 
 def _cut(
