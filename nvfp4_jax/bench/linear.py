@@ -24,7 +24,7 @@ from jax import lax
 from nvfp4_jax.bench.options import Linear, Part
 from nvfp4_jax.bench.report import Column, Row, Section
 from nvfp4_jax.bench.spelling import implementations, one_of, sizes
-from nvfp4_jax.bench.timing import Timing, interleaved
+from nvfp4_jax.bench.timing import LONG_ENOUGH, STEADY, Timing, interleaved
 from nvfp4_jax.dot_general import make_dot_general
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.recipe import load_recipe
@@ -158,7 +158,8 @@ def _variants(
 
 def _rows(shape: tuple[int, ...], variants: list[Variant], options: Linear) -> list[Row]:
     calls = {str(i): variant.call for i, variant in enumerate(variants)}
-    timings = list(interleaved(calls, options.rounds, options.calls).values())
+    stretch = LONG_ENOUGH if jax.default_backend() == "cpu" else STEADY
+    timings = list(interleaved(calls, options.rounds, options.calls, stretch).values())
     taken = list(zip(variants, timings, strict=True))
     baselines = {v.part: timing.median for v, timing in taken if v.precision == "bf16"}
     return [_row(shape, variant, timing, baselines) for variant, timing in taken]

@@ -3,6 +3,10 @@
 A GPU runs behind the program that feeds it. One timing is therefore of several calls, dispatched
 one after the other, until the last is done: the dispatch of each hides behind the one before it,
 and the wait at the end is small beside them all.
+
+Large matrix products run at a GPU's power limit, and its clock follows the power of the last tens
+of milliseconds. In short turns all variants share one clock; in training one of them runs all the
+time. So products are timed in stretches of a quarter of a second.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from typing import Any
 import jax
 
 LONG_ENOUGH = 0.01  # seconds of a timing, beside which a wait of 30 microseconds is nothing
-MOST_CALLS = 100
+STEADY = 0.25  # seconds in which a GPU's clock settles at what a variant's power allows
+MOST_CALLS = 500
 Call = Callable[[], Any]
 
 
@@ -42,16 +47,21 @@ class Timing:
         return Timing(self.median / count, self.low / count, self.high / count)
 
 
-def interleaved(variants: Mapping[str, Call], rounds: int, calls: int | None) -> dict[str, Timing]:
+def interleaved(
+    variants: Mapping[str, Call],
+    rounds: int,
+    calls: int | None,
+    stretch: float = LONG_ENOUGH,
+) -> dict[str, Timing]:
     """Seconds a call of each variant, warmed up, in `rounds` rounds of all of them in turns.
 
     Every other round goes backwards, so that no variant always follows the same neighbour. All
     variants must run on one device, whose queue is in order. `calls` are those of one timing;
-    None takes as many as make it long enough.
+    None takes as many as make it last for `stretch` seconds.
     """
     for call in variants.values():
         warm_up(call)
-    counts = {name: calls or _long_enough(call) for name, call in variants.items()}
+    counts = {name: calls or _long_enough(call, stretch) for name, call in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
         for name in list(variants)[:: -1 if number % 2 else 1]:
@@ -65,8 +75,8 @@ def warm_up(call: Call) -> None:
         jax.block_until_ready(call())
 
 
-def _long_enough(call: Call) -> int:
-    return max(1, min(MOST_CALLS, math.ceil(LONG_ENOUGH / _timed(call, 3))))
+def _long_enough(call: Call, stretch: float) -> int:
+    return max(1, min(MOST_CALLS, math.ceil(stretch / _timed(call, 3))))
 
 
 def _timed(call: Call, calls: int) -> float:
