@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers
+from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers, Step
 from nvfp4_jax.quantizer import nearest_spelling
 from nvfp4_jax.training.config import TrainConfig
 
@@ -28,7 +28,7 @@ usage: nvfp4 COMMAND [OPTIONS]
   train     Train a model on text, with the numerics that a recipe says.
   explain   Show the precision of every layer of a model under a recipe.
   compare   Train under several recipes, on the same data and seeds, and show the gaps.
-  bench     Measure quantizers, a linear layer and memory, as ratios to BF16.
+  bench     Measure quantizers, a linear layer, memory and steps, as ratios to BF16.
 
   nvfp4 COMMAND --help lists the options of a command; nvfp4 --version prints the version.
 """
@@ -69,6 +69,7 @@ Bench = (
     Annotated[Quantizers, tyro.conf.subcommand("quantizers")]
     | Annotated[Linear, tyro.conf.subcommand("linear")]
     | Annotated[Memory, tyro.conf.subcommand("memory")]
+    | Annotated[Step, tyro.conf.subcommand("step")]
     | Annotated[All, tyro.conf.subcommand("all")]
 )
 

@@ -82,6 +82,25 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Step(Timed):
+    """Time whole training steps, as ratios to BF16, with MFU by Megatron's formula.
+
+    Attributes:
+      models: Presets or JSON files; 150m and 1b on a GPU and tiny on a CPU if left out.
+      batch: Rows a step.
+      length: Tokens a row; 4096 on a GPU and 256 on a CPU if left out.
+      recipe: Recipes to compare with bf16.
+      remat: Whether to keep everything for the backward pass, or only what passes between blocks.
+    """
+
+    models: tuple[str, ...] = ()
+    batch: int = 8
+    length: int | None = None
+    recipe: tuple[str, ...] = ("nvfp4",)
+    remat: Literal["none", "block"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
 class All:
     """Run every benchmark, and write one file of all figures.
 
@@ -92,11 +111,11 @@ class All:
       implementation: Which to measure beside each other; the best available if left out.
       sizes: Of the quantizers, as ROWSxCOLUMNS.
       shapes: Of the linear layer, as TOKENSxINxOUT.
-      recipe: Of the linear layer.
+      recipe: Of the linear layer and the step.
       packed: The recipe whose memory is compared with that of bf16.
-      model: Of the benchmark of memory: a preset or a JSON file.
-      batch: Its rows.
-      length: Its tokens a row.
+      models: Of the step; the memory is that of the last.
+      batch: Rows a step.
+      length: Tokens a row.
     """
 
     json: Path
@@ -107,15 +126,19 @@ class All:
     shapes: tuple[str, ...] = ()
     recipe: str = "nvfp4"
     packed: str = "nvfp4-packed"
-    model: str | None = None
+    models: tuple[str, ...] = ()
     batch: int = 8
     length: int | None = None
 
-    def each(self) -> tuple[Quantizers, Linear, Memory]:
+    def each(self) -> tuple[Quantizers, Linear, Memory, Step]:
         """The options of every benchmark."""
-        timed = {"rounds": self.rounds, "calls": self.calls, "implementation": self.implementation}
+        timed = {"rounds": self.rounds, "calls": self.calls}
+        kernels = {**timed, "implementation": self.implementation}
+        size = {"batch": self.batch, "length": self.length}
+        model = self.models[-1] if self.models else None
         return (
-            Quantizers(sizes=self.sizes, **timed),
-            Linear(shapes=self.shapes, recipe=self.recipe, **timed),
-            Memory(model=self.model, batch=self.batch, length=self.length, recipe=(self.packed,)),
+            Quantizers(sizes=self.sizes, **kernels),
+            Linear(shapes=self.shapes, recipe=self.recipe, **kernels),
+            Memory(model=model, recipe=(self.packed,), **size),
+            Step(models=self.models, recipe=(self.recipe,), **timed, **size),
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers
+from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers, Step
 from nvfp4_jax.bench.report import ON_A_CPU, Section, console, device, show
 from nvfp4_jax.bench.spelling import at_least_one, writable
 from nvfp4_jax.training.files import write_json
@@ -18,6 +18,7 @@ BENCHMARKS: dict[type, str] = {
     Quantizers: "quantizers",
     Linear: "linear",
     Memory: "memory",
+    Step: "step",
 }
 
 

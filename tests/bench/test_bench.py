@@ -32,8 +32,8 @@ def figures(tmp_path_factory) -> dict:
     (folder / "packed.toml").write_text(PACKED)
     line = (
         f"bench all --json {folder}/all.json --rounds 3 --calls 1 --sizes {ROWS}x{COLUMNS_} "
-        f"--shapes {'x'.join(map(str, SHAPE))} --model {folder}/model.json --batch 2 --length 16 "
-        f"--packed {folder}/packed.toml"
+        f"--shapes {'x'.join(map(str, SHAPE))} --models {folder}/model.json --batch 2 --length 16 "
+        f"--packed {folder}/packed.toml --recipe {folder}/packed.toml"
     )
     main(line.split())
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -48,7 +48,7 @@ def test_the_device_is_named_and_a_cpu_is_no_gpu(figures):
     assert figures["device"]["platform"] == "cpu"
     assert figures["device"]["name"]
     assert "nothing of a GPU" in figures["note"]
-    assert set(figures) == {"device", "note", "quantizers", "linear", "memory"}
+    assert set(figures) == {"device", "note", "quantizers", "linear", "memory", "step"}
 
 
 def test_quantizers_are_shares_of_the_copy(figures):
@@ -84,13 +84,13 @@ def test_bytes_are_those_that_must_move(figures):
 
 def test_linear_is_a_ratio_to_bf16(figures):
     rows = {(row["part"], row["precision"]): row for row in figures["linear"]["rows"]}
-    assert set(rows) == {("product", "bf16"), ("all", "bf16"), ("all", "nvfp4")}
-    bare, bf16, nvfp4 = rows.values()
+    assert set(rows) == {("product", "bf16"), ("all", "bf16"), ("all", "low")}
+    bare, bf16, low = rows.values()
     assert bare["ratio_to_bf16"] is None
     assert bf16["ratio_to_bf16"] == 1
-    assert nvfp4["ratio_to_bf16"] == pytest.approx(nvfp4["milliseconds"] / bf16["milliseconds"])
+    assert low["ratio_to_bf16"] == pytest.approx(low["milliseconds"] / bf16["milliseconds"])
     assert bare["flop"] == 2 * math.prod(SHAPE)
-    for row in (bf16, nvfp4):
+    for row in (bf16, low):
         assert row["flop"] == 6 * math.prod(SHAPE)
         share = row["teraflop_per_second"] / bare["teraflop_per_second"]
         assert row["share_of_product"] == pytest.approx(share)
@@ -106,6 +106,17 @@ def test_memory_is_a_ratio_to_bf16(figures):
         assert row["device_peak_bytes"] is None  # a CPU does not count
     assert packed["ratio_to_bf16"] == pytest.approx(packed["total_bytes"] / bf16["total_bytes"])
     assert (bf16["bits_per_saved_element"], packed["bits_per_saved_element"]) == (16, 4.5)
+
+
+def test_steps_are_ratios_to_bf16(figures):
+    bf16, packed = figures["step"]["rows"]
+    assert (bf16["recipe"], bf16["ratio_to_bf16"]) == ("bf16", 1)
+    assert packed["ratio_to_bf16"] == pytest.approx(packed["milliseconds"] / bf16["milliseconds"])
+    for row in (bf16, packed):
+        assert row["tokens_per_second"] == pytest.approx(2 * 16 / row["milliseconds"] * 1e3)
+        pace = row["model_flop"] / row["milliseconds"] * 1e3
+        assert row["teraflop_per_second"] == pytest.approx(pace / 1e12)
+        assert row["model_flops_utilization"] is None  # no peak is listed for a CPU
 
 
 @pytest.mark.parametrize(

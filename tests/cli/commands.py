@@ -113,6 +113,9 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bench-calls": ("bench quantizers --calls -1", ("--calls -1", "at least 1")),
     "bench-model": ("bench memory --model tny", ("--model tny", "did you mean 'tiny'?")),
     "bench-memory-recipe": ("bench memory --recipe nvfp", ("nvfp", "did you mean 'nvfp4'?")),
+    "bench-length": ("bench memory --length 0", ("--length 0", "at least 1")),
+    "bench-step-model": ("bench step --models tiny 1bb", ("--model 1bb", "did you mean '1b'?")),
+    "bench-step-recipe": ("bench step --recipe nvfp", ("nvfp", "did you mean 'nvfp4'?")),
     "bench-json-folder": ("bench memory --json {tmp}/empty", ("--json", "is a folder", "a file")),
     "bench-json-nowhere": (
         "bench memory --json {tmp}/nowhere/bench.json",

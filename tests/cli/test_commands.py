@@ -31,7 +31,7 @@ def test_help_of_a_command_explains_every_flag(command, capsys):
     assert "--no-" not in output
 
 
-@pytest.mark.parametrize("benchmark", ["quantizers", "linear", "memory", "all"])
+@pytest.mark.parametrize("benchmark", ["quantizers", "linear", "memory", "step", "all"])
 def test_help_of_a_benchmark_explains_every_flag(benchmark, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["bench", benchmark, "--help"])

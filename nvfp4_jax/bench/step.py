@@ -1,0 +1,104 @@
+"""Whole training steps, as ratios to BF16, and the share of the GPU's peak that they reach.
+
+    MFU = model FLOPs / (seconds x peak FLOP/s)
+
+Model FLOPs are Megatron's count (`nvfp4_jax.training.flops`), the same for every recipe; the peak
+is the data sheet's for dense bf16. The steps take turns on one and the same state, since each
+gives up the state it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from nvfp4_jax.bench import program
+from nvfp4_jax.bench.memory import BASELINE
+from nvfp4_jax.bench.options import Step
+from nvfp4_jax.bench.program import Workload, compiled_step
+from nvfp4_jax.bench.report import Column, Row, Section
+from nvfp4_jax.bench.spelling import at_least_one
+from nvfp4_jax.bench.timing import Timing, interleaved
+from nvfp4_jax.training.flops import peak_flops, step_flops
+
+ON_A_GPU, ON_A_CPU = ("150m", "1b"), ("tiny",)
+COLUMNS = (
+    Column("model", "model"),
+    Column("size", "rows x tokens"),
+    Column("recipe", "recipe"),
+    Column("milliseconds", "ms", ",.1f"),
+    Column("ratio_to_bf16", "to bf16", ".3f"),
+    Column("tokens_per_second", "tokens/s", ",.0f"),
+    Column("teraflop_per_second", "model TFLOP/s", ",.1f"),
+    Column("model_flops_utilization", "MFU", ".1%"),
+)
+
+
+def measure(options: Step, say: Callable[[str], None]) -> Section:
+    """Time a step of every model in bf16 and in every recipe.
+
+    Raises:
+      UsageError: a model that does not exist, or a size below 1.
+      RecipeError: a recipe that cannot be read or does not fit a model.
+    """
+    at_least_one("--batch", options.batch)
+    at_least_one("--length", options.length)
+    on_cpu = jax.default_backend() == "cpu"
+    models = options.models or (ON_A_CPU if on_cpu else ON_A_GPU)
+    length = options.length or (256 if on_cpu else 4096)
+    works = [Workload(model, options.batch, length, options.remat) for model in models]
+    recipes = tuple(dict.fromkeys((BASELINE, *options.recipe)))
+    for work in works:
+        program.check(work, recipes)
+    rows = [row for work in works for row in _rows(work, recipes, options, say)]
+    facts = {"remat": options.remat, "peak_flop_per_second": _peak()}
+    return Section("step", "Training steps, as ratios to bf16", COLUMNS, rows, facts)
+
+
+def _rows(work: Workload, recipes: tuple[str, ...], options: Step, say) -> list[Row]:
+    runs = {}
+    for recipe in recipes:
+        say(f"step of {work}: compiling {recipe}")
+        runs[recipe] = compiled_step(work, recipe).run
+    say(f"step of {work}: running")
+    timings = interleaved(_taking_turns(work, runs), options.rounds, options.calls)
+    baseline = timings[BASELINE].median
+    return [_row(work, recipe, timing, baseline) for recipe, timing in timings.items()]
+
+
+def _taking_turns(work: Workload, runs: dict[str, Callable]) -> dict[str, Callable[[], Any]]:
+    """The steps, each of which takes the state that the one before it left."""
+    state = program.state_of_zeros(work)
+    batch, key = program.random_batch(work), jax.random.key(0)
+
+    def turn(run: Callable) -> Any:
+        nonlocal state
+        state, measured = run(state, batch, key)
+        return measured
+
+    return {recipe: partial(turn, run) for recipe, run in runs.items()}
+
+
+def _row(work: Workload, recipe: str, timing: Timing, baseline: float) -> Row:
+    tokens, peak = work.batch * work.length, _peak()
+    flop = sum(step_flops(work.config, tokens, work.length).values())
+    pace = flop / timing.median
+    return {
+        "model": work.model,
+        "size": f"{work.batch}x{work.length}",
+        "recipe": recipe,
+        "milliseconds": 1e3 * timing.median,
+        "quartiles": [1e3 * timing.low, 1e3 * timing.high],
+        "ratio_to_bf16": timing.median / baseline,
+        "tokens_per_second": tokens / timing.median,
+        "model_flop": flop,
+        "teraflop_per_second": pace / 1e12,
+        "model_flops_utilization": pace / peak if peak else None,
+    }
+
+
+def _peak() -> float | None:
+    return peak_flops(jax.devices()[0].device_kind)
