@@ -127,13 +127,17 @@ def operands(
     meta = _tile_meta(x, tile, round_to_bf16)
     for copy, suffix in zip(copies, suffixes, strict=True):
         meta |= {name + suffix: value for name, value in _copy_meta(copy, rows).items()}
+    programs = _programs(x.shape, tile)
     out = _call(
         triton_quantize.operand_kernel if len(copies) == 1 else triton_quantize.two_operands_kernel,
         (x, amax, signs, offset, keys),
         [jax.ShapeDtypeStruct(operand_shape(x.shape, copy), jnp.bfloat16) for copy in copies],
-        grid=_grid(x.shape, tile),
+        grid=programs,
         warps=tile.warps,
         compute_capability=compute_capability,
+        TILES=_grid(x.shape, tile),
+        PROGRAMS=programs,
+        STAGES=tile.stages,
         **meta,
     )
     return tuple(one.reshape(shape) for one, shape in zip(out, shapes, strict=True))
@@ -234,6 +238,17 @@ def _up(size, multiple):
 def _grid(shape, tile: Tile) -> int:
     batch, rows, columns = shape
     return batch * -(-rows // tile.rows) * -(-columns // (BLOCK * tile.blocks))
+
+
+def _programs(shape, tile: Tile) -> int:
+    """As many as there are tiles, or as many as stay on the GPU."""
+    grid = _grid(shape, tile)
+    return min(grid, tile.resident * _multiprocessors()) if tile.resident else grid
+
+
+def _multiprocessors() -> int:
+    """Of the first GPU; of an H100 where there is none, to compile for."""
+    return getattr(jax.local_devices()[0], "core_count", None) or 132
 
 
 def _tile(copies) -> Tile:

@@ -6,17 +6,24 @@ neighbouring columns of every row (see `triton_tiles`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows, blocks of 16 columns, threads that share a block's columns, and warps."""
+    """Rows, blocks of 16 columns, threads that share a block's columns, and warps.
+
+    `resident`: 0 gives every tile a program of its own; else that many programs stay on each
+    multiprocessor and take one tile after another, the next ones (`stages` in all) being copied
+    to shared memory meanwhile.
+    """
 
     rows: int
     blocks: int
     threads_a_block: int
     warps: int
+    resident: int = 0
+    stages: int = 1
 
 
 # One row a thread: a block of 16 columns is two vectors of 16 bytes, half a block each.
@@ -34,4 +41,4 @@ def narrowed(tile: Tile, columns: int) -> Tile:
     if needed >= tile.blocks:
         return tile
     warps = max(1, tile.warps * needed // tile.blocks)
-    return Tile(tile.rows, needed, tile.threads_a_block, warps)
+    return replace(tile, blocks=needed, warps=warps)

@@ -17,12 +17,11 @@ from nvfp4_jax.kernels.triton_pairs import floats, rounded, truncated
 
 
 @triton.jit
-def tile_origin(ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr):
-    """(batch entry, first row, first column) of this program; columns vary fastest."""
+def tile_origin(index, ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr):
+    """(batch entry, first row, first column) of a tile; columns vary fastest."""
     ACROSS: tl.constexpr = (COLUMNS + N * 16 - 1) // (N * 16)
     DOWN: tl.constexpr = (ROWS + R - 1) // R
-    program = tl.program_id(0)
-    along, down = program % ACROSS, program // ACROSS
+    along, down = index % ACROSS, index // ACROSS
     return down // DOWN, (down % DOWN) * R, along * (N * 16)
 
 

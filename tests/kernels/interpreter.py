@@ -2,7 +2,8 @@
 
 The interpreter replaces Triton's language when TRITON_INTERPRET is set as Triton is imported, so
 it lives in a process of its own. It computes in NumPy; what it lacks or does not do as a GPU does
-is supplied here: casts to bf16, fused multiply-adds, minima beside a NaN, and what is assembly.
+is supplied here: casts to bf16, fused multiply-adds, minima beside a NaN, loops that count
+in tensors, and what is assembly.
 """
 
 from __future__ import annotations
@@ -198,6 +199,18 @@ def complete_the_interpreter() -> None:
     def create_minnumf(self, a, b):
         return self.binary_op(a, b, np.fmin)
 
+    patch_language = interpreter._patch_lang_core
+
+    def patch_and_count_in_tensors(lang, scope):
+        patch_language(lang, scope)
+
+        def tensors(start, end, step, num_stages):
+            for i in range(start.handle.data.item(), end, step):
+                yield tl.tensor(interpreter.TensorHandle(np.int32([i]), tl.int32), tl.int32)
+
+        scope.set_attr(lang, "range", tensors)
+
+    interpreter._patch_lang_core = patch_and_count_in_tensors
     builder.cast_impl, builder.create_fma = cast_impl, create_fma
     builder.create_minnumf = create_minnumf
     builder.create_inline_asm = inline_asm
