@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, UInt, UInt32
@@ -207,9 +208,12 @@ def _signs(requests: Sequence[Request]) -> Float32[Array, "16"]:
 
 
 def _keys(requests: Sequence[Request]) -> UInt32[Array, "copies 2"]:
-    zero = jnp.zeros(2, jnp.uint32)
-    words = [r.key for r in requests]
-    return jnp.stack([zero if k is None else jnp.stack(philox.key_words(k)) for k in words])
+    # Not read where there is no key; unequal, since XLA runs a kernel to fill in equal numbers.
+    unread = np.arange(2 * len(requests), dtype=np.uint32).reshape(-1, 2)
+    if all(r.key is None for r in requests):
+        return jnp.asarray(unread)
+    words = [philox.key_words(r.key) if r.key is not None else unread[0] for r in requests]
+    return jnp.stack([jnp.stack([jnp.uint32(word) for word in pair]) for pair in words])
 
 
 def _capability() -> int:
