@@ -23,8 +23,8 @@ from nvfp4_jax.bench.program import (
     Workload,
     check,
     compiled_step,
+    first_state,
     random_batch,
-    state_of_zeros,
 )
 from nvfp4_jax.bench.report import Column, Row, Section
 from nvfp4_jax.bench.spelling import at_least_one
@@ -73,7 +73,7 @@ def workload(options: Memory) -> Workload:
     on_cpu = jax.default_backend() == "cpu"
     model = options.model or ("tiny" if on_cpu else "1b")
     return Workload(
-        model, options.batch, options.length or (256 if on_cpu else 4096), options.remat
+        model, options.batch, options.length or (256 if on_cpu else 4096), remat=options.remat
     )
 
 
@@ -104,7 +104,7 @@ def _peaks(steps: list[Step], work: Workload, say: Callable[[str], None]) -> dic
         if not before or step.total > ROOM * before["bytes_limit"]:
             break
         say(f"memory of {work}: running {step.recipe}")
-        result = step.run(state_of_zeros(work), random_batch(work), jax.random.key(0))
+        result = step.run(first_state(work), random_batch(work), jax.random.key(0))
         jax.block_until_ready(result)
         peak = device.memory_stats()["peak_bytes_in_use"]
         if peak > before["peak_bytes_in_use"]:

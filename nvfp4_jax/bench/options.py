@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+Remat = Literal["none", "linear_inputs", "block"]
 Part = Literal["all", "fprop", "dgrad", "wgrad"]
 PARTS: tuple[Part, ...] = ("all", "fprop", "dgrad", "wgrad")
 
@@ -69,7 +70,7 @@ class Memory:
       batch: Rows a step.
       length: Tokens a row; 4096 on a GPU and 256 on a CPU if left out.
       recipe: Recipes to compare with bf16.
-      remat: Whether to keep everything for the backward pass, or only what passes between blocks.
+      remat: What to keep for the backward pass, as in training.
       json: File to write the figures to, besides the table.
     """
 
@@ -77,7 +78,7 @@ class Memory:
     batch: int = 8
     length: int | None = None
     recipe: tuple[str, ...] = ("nvfp4-packed",)
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "linear_inputs"
     json: Path | None = None
 
 
@@ -89,15 +90,17 @@ class Step(Timed):
       models: Presets or JSON files; 150m and 1b on a GPU and tiny on a CPU if left out.
       batch: Rows a step.
       length: Tokens a row; 4096 on a GPU and 256 on a CPU if left out.
+      documents: Documents packed into a row, of equal length.
       recipe: Recipes to compare with bf16.
-      remat: Whether to keep everything for the backward pass, or only what passes between blocks.
+      remat: What to keep for the backward pass, as in training.
     """
 
     models: tuple[str, ...] = ()
     batch: int = 8
     length: int | None = None
+    documents: int = 2
     recipe: tuple[str, ...] = ("nvfp4",)
-    remat: Literal["none", "block"] = "none"
+    remat: Remat = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ COLUMNS = (
     Column("tokens_per_second", "tokens/s", ",.0f"),
     Column("teraflop_per_second", "model TFLOP/s", ",.1f"),
     Column("model_flops_utilization", "MFU", ".1%"),
+    Column("compile_seconds", "compiled in, s", ".0f"),
 )
 
 
@@ -46,10 +47,13 @@ def measure(options: Step, say: Callable[[str], None]) -> Section:
     """
     at_least_one("--batch", options.batch)
     at_least_one("--length", options.length)
+    at_least_one("--documents", options.documents)
     on_cpu = jax.default_backend() == "cpu"
     models = options.models or (ON_A_CPU if on_cpu else ON_A_GPU)
     length = options.length or (256 if on_cpu else 4096)
-    works = [Workload(model, options.batch, length, options.remat) for model in models]
+    works = [
+        Workload(model, options.batch, length, options.documents, options.remat) for model in models
+    ]
     recipes = tuple(dict.fromkeys((BASELINE, *options.recipe)))
     for work in works:
         program.check(work, recipes)
@@ -59,37 +63,37 @@ def measure(options: Step, say: Callable[[str], None]) -> Section:
 
 
 def _rows(work: Workload, recipes: tuple[str, ...], options: Step, say) -> list[Row]:
-    runs = {}
+    steps = []
     for recipe in recipes:
         say(f"step of {work}: compiling {recipe}")
-        runs[recipe] = compiled_step(work, recipe).run
+        steps.append(compiled_step(work, recipe))
     say(f"step of {work}: running")
-    timings = interleaved(_taking_turns(work, runs), options.rounds, options.calls)
+    timings = interleaved(_taking_turns(work, steps), options.rounds, options.calls)
     baseline = timings[BASELINE].median
-    return [_row(work, recipe, timing, baseline) for recipe, timing in timings.items()]
+    return [_row(work, step, timings[step.recipe], baseline) for step in steps]
 
 
-def _taking_turns(work: Workload, runs: dict[str, Callable]) -> dict[str, Callable[[], Any]]:
+def _taking_turns(work: Workload, steps: list[program.Step]) -> dict[str, Callable[[], Any]]:
     """The steps, each of which takes the state that the one before it left."""
-    state = program.state_of_zeros(work)
+    state = program.first_state(work)
     batch, key = program.random_batch(work), jax.random.key(0)
 
-    def turn(run: Callable) -> Any:
+    def turn(step: program.Step) -> Any:
         nonlocal state
-        state, measured = run(state, batch, key)
+        state, measured = step.run(state, batch, key)
         return measured
 
-    return {recipe: partial(turn, run) for recipe, run in runs.items()}
+    return {step.recipe: partial(turn, step) for step in steps}
 
 
-def _row(work: Workload, recipe: str, timing: Timing, baseline: float) -> Row:
+def _row(work: Workload, step: program.Step, timing: Timing, baseline: float) -> Row:
     tokens, peak = work.batch * work.length, _peak()
     flop = sum(step_flops(work.config, tokens, work.length).values())
     pace = flop / timing.median
     return {
         "model": work.model,
         "size": f"{work.batch}x{work.length}",
-        "recipe": recipe,
+        "recipe": step.recipe,
         "milliseconds": 1e3 * timing.median,
         "quartiles": [1e3 * timing.low, 1e3 * timing.high],
         "ratio_to_bf16": timing.median / baseline,
@@ -97,6 +101,8 @@ def _row(work: Workload, recipe: str, timing: Timing, baseline: float) -> Row:
         "model_flop": flop,
         "teraflop_per_second": pace / 1e12,
         "model_flops_utilization": pace / peak if peak else None,
+        "compile_seconds": step.compile_seconds,
+        "planned_bytes": step.total,
     }
 
 
