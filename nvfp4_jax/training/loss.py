@@ -1,19 +1,25 @@
 """Cross-entropy that never holds all the logits.
 
 With 131,072 words the FP32 logits of 8192 tokens take 4.3 GB, and their gradient as much again.
-So the tokens go through the head in chunks, each rematerialized in the backward pass: a chunk of
-logits lives twice for a moment, all of them never. A scan adds up the head's weight gradient over
-the chunks in FP32, the type of its master weight.
+So the tokens go through the head in chunks, and each chunk gives its gradients at once:
+
+    dlogits = softmax(logits) - onehot(target)
+    dhidden = dlogits w^T,    dw = sum over chunks of hidden^T dlogits     in FP32, as w is
+
+What is left for the backward pass is to multiply them by the gradient of the loss, one number.
+Nothing of the size of the logits outlives its chunk, and no logits are computed twice.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-LOGITS_IN_MEMORY = 2**26  # of one chunk: 256 MiB of FP32; a small vocabulary needs one chunk only
+LOGITS_IN_MEMORY = 2**27  # of one chunk: 512 MiB of FP32; each chunk costs one pass over dw
 
 
 def cross_entropy_sum(
@@ -42,19 +48,86 @@ def cross_entropy_sum(
         for array in (hidden.reshape(tokens, -1), targets.reshape(-1), mask.reshape(-1))
     ]
 
-    def one(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        logits = head(hidden).astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - chosen
-        return jnp.sum(jnp.where(mask, losses, 0.0))
-
     if count == 1:
-        return one(*(array[0] for array in chunks))
-    step = jax.checkpoint(one)
-    total, _ = jax.lax.scan(
-        lambda total, xs: (total + step(*xs), None), jnp.zeros((), jnp.float32), chunks
-    )
-    return total
+        hidden, targets, mask = (array[0] for array in chunks)
+        return _loss_sum(head(hidden), targets, mask)
+    converted, weights = jax.closure_convert(head, chunks[0][0])
+    return cast(jax.Array, _in_turn(converted, weights, *chunks))
+
+
+def _loss_sum(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    return cast(jax.Array, _cross_entropy(logits.astype(jnp.float32), targets, mask))
+
+
+@jax.custom_vjp
+def _cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Of FP32 logits (tokens, vocabulary), summed over unmasked tokens.
+
+    The rule below is what autodiff would find, without its scatter into zeros for the one logit
+    of each token that was chosen.
+    """
+    return _cross_entropy_forward(logits, targets, mask)[0]
+
+
+def _cross_entropy_forward(logits: jax.Array, targets: jax.Array, mask: jax.Array):
+    chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    total = jnp.sum(jnp.where(mask, normalizer - chosen, 0.0))
+    return total, (logits, normalizer, targets, mask)
+
+
+def _cross_entropy_backward(kept: tuple[jax.Array, ...], slope: jax.Array):
+    logits, normalizer, targets, mask = kept
+    probabilities = jnp.exp(logits - normalizer[:, None])
+    words = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1)
+    onehot = (words == targets[:, None]).astype(jnp.float32)
+    return jnp.where(mask, slope, 0.0)[:, None] * (probabilities - onehot), None, None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_turn(
+    head: Callable[..., jax.Array],
+    weights: list[jax.Array],
+    hidden: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+) -> jax.Array:
+    """The sum over chunks (count, chunk, ...), head(hidden, *weights) being a chunk's logits."""
+
+    def step(total: jax.Array, xs: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        hidden, targets, mask = xs
+        return total + _loss_sum(head(hidden, *weights), targets, mask), None
+
+    return jax.lax.scan(step, jnp.zeros((), jnp.float32), (hidden, targets, mask))[0]
+
+
+def _in_turn_forward(head, weights, hidden, targets, mask):
+    def step(carry: tuple[jax.Array, Any], xs: tuple[jax.Array, ...]):
+        total, dweights = carry
+        hidden, targets, mask = xs
+
+        def loss(weights: list[jax.Array], hidden: jax.Array) -> jax.Array:
+            return _loss_sum(head(hidden, *weights), targets, mask)
+
+        value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(weights, hidden)
+        return (total + value, jax.tree.map(jnp.add, dweights, gradients[0])), gradients[1]
+
+    zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, weights))
+    (total, dweights), dhidden = jax.lax.scan(step, zeros, (hidden, targets, mask))
+    return total, (dweights, dhidden)
+
+
+def _in_turn_backward(head, gradients, slope: jax.Array):
+    def scaled(gradient: jax.Array) -> jax.Array:
+        return (slope * gradient.astype(jnp.float32)).astype(gradient.dtype)
+
+    return (*jax.tree.map(scaled, gradients), None, None)
+
+
+_in_turn.defvjp(_in_turn_forward, _in_turn_backward)
 
 
 def _in_chunks(array: jax.Array, count: int, chunk: int) -> jax.Array:
