@@ -24,6 +24,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from nvfp4_jax.kernels.hopper_gemm_tiling import (
     CLUSTER,
     CONSUMERS,
+    STRIPE,
     TILE_K,
     TILE_M,
     Problem,
@@ -74,10 +75,9 @@ def _body(problem, tiling, scales, a, b, *rest):
         empty=plgpu.ClusterBarrier(
             collective_axes=("cluster",), num_arrivals=CONSUMERS, num_barriers=tiling.stages
         ),
-        turn=plgpu.Barrier(),
         collective_axes="warpgroup",
     )
-    def _(a_ring, b_ring, staging, full, empty, turn):
+    def _(a_ring, b_ring, staging, full, empty):
         warpgroup = lax.axis_index("warpgroup")
 
         @pl.when(warpgroup == _PRODUCER)
@@ -89,7 +89,7 @@ def _body(problem, tiling, scales, a, b, *rest):
         def _():
             plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
             values = [scale[0] for scale in scale_refs]
-            _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, values, out)
+            _consume(problem, tiling, a_ring, b_ring, staging, full, empty, values, out)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
@@ -98,7 +98,7 @@ def _output_tiles(problem, tiling, body):
     rows, columns = tiling.clusters(problem)
 
     def visit(loop, carry):
-        row, column = plgpu.planar_snake(loop.index[0], (rows, columns), 1, tiling.width)
+        row, column = plgpu.planar_snake(loop.index[0], (rows, columns), 1, STRIPE)
         row = row * CLUSTER + lax.axis_index("cluster")
         body(row * TILE_M, column * tiling.n, carry)
         return carry + problem.steps
@@ -137,11 +137,9 @@ def _produce(problem, tiling, a, b, a_ring, b_ring, full, empty):
         plgpu.barrier_wait(empty.at[lax.rem(step, tiling.stages)])
 
 
-def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales, out):
+def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, scales, out):
     warpgroup = lax.axis_index("warpgroup")
     rows = pl.ds(warpgroup * (TILE_M // CONSUMERS), TILE_M // CONSUMERS)
-    # With fewer steps the first consumer could be tiles ahead, and a barrier counts to two.
-    lead = tiling.lead if problem.steps > 2 * tiling.stages else 0
 
     def operands(stage):
         a, b = a_ring.at[stage], b_ring.at[stage]
@@ -150,12 +148,6 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales
         return a, b
 
     def compute_tile(row, column, first):
-        if lead:
-
-            @pl.when(warpgroup == 1)
-            def _():
-                plgpu.barrier_wait(turn)
-
         def accumulate(sums):
             @pl.loop(0, problem.steps)
             def _(i):
@@ -163,12 +155,6 @@ def _consume(problem, tiling, a_ring, b_ring, staging, full, empty, turn, scales
                 stage = lax.rem(step, tiling.stages)
                 plgpu.barrier_wait(full.at[stage])
                 plgpu.wgmma(sums, *operands(stage))
-                if lead:
-
-                    @pl.when((warpgroup == 0) & (i == lead - 1))
-                    def _():
-                        plgpu.barrier_arrive(turn)
-
                 plgpu.wgmma_wait(1)  # the product of the step before is complete
 
                 @pl.when(i > 0)

@@ -20,7 +20,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from nvfp4_jax.kernels import hopper_gemm
 from nvfp4_jax.kernels.hopper_gemm import scaled_matmul, unsupported
-from nvfp4_jax.kernels.hopper_gemm_tiling import Problem, tiling_for
+from nvfp4_jax.kernels.hopper_gemm_body import gemm_kernel
+from nvfp4_jax.kernels.hopper_gemm_tiling import TILINGS, Problem, tiling_for
 from tests.gpu_compile import compile_for_h100, instructions, with_opcode
 from tests.kernels.hopper_gemm_programs import CASES
 
@@ -111,6 +112,15 @@ def test_interpreted_on_the_cpu_it_is_the_scaled_product(
 
 def values(seed: int, shape: tuple[int, int]) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), shape, -12, 13).astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+@pytest.mark.parametrize("unit", [32, 64])
+def test_every_tiling_compiles_within_shared_memory(tiling, unit):
+    problem = Problem(50 * unit, 101 * unit, 960, 1, 0, np.dtype(jnp.bfloat16))
+    a = jax.ShapeDtypeStruct((problem.m, problem.k), jnp.bfloat16)
+    b = jax.ShapeDtypeStruct((problem.k, problem.n), jnp.bfloat16)
+    assert "mosaic_gpu" in compile_for_h100(gemm_kernel(problem, tiling, 0, 132), a, b)
 
 
 WIDEST = {  # (m, n): columns of a tile on 132 SMs
