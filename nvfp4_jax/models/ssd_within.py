@@ -207,7 +207,8 @@ def gradients_kernel(
             part *= between(l_s[None, :], l_r[:, None])
             score_gradient += part * step[:, None]
         else:
-            part *= between(l_r[:, None], l_s[None, :]) * step[None, :]
+            part *= between(l_r[:, None], l_s[None, :])
+            part *= step[None, :]
             score_gradient += part
         tl.store(within + here + r, tl.sum(part * scores, axis=1))
     low = masked(
@@ -215,6 +216,8 @@ def gradients_kernel(
     )
     gradient = tl.dot(low.to(a.dtype), b, input_precision="ieee")
 
+    # Read again, since held in registers through the loop above it would push others out.
+    a = load_tile(rows + a_rows, first + r0, LENGTH, GROUPS * N, N, ROWS, BLOCK_N)
     own_b = load_tile(columns + a_rows, first + r0, LENGTH, GROUPS * N, N, ROWS, BLOCK_N)
     score = tl.sum(a.to(tl.float32) * own_b.to(tl.float32), axis=1)  # of a token with itself
     vectors = (head0 * CHUNKS + chunk) * CHUNK

@@ -52,7 +52,7 @@ def test_large_shapes_as_the_xla_form():
     B, C = (jax.random.normal(key, (2, 8192, 8, 128), jnp.bfloat16) for key in keys[3:])
 
     def total(x, dt, A, B, C, implementation):
-        y, final = ssd(x, dt, A, B, C, A, implementation=implementation)
+        y, final = ssd(x, dt, A, B, C, jnp.ones(128), implementation=implementation)
         return jnp.sum(y.astype(jnp.float32) ** 2) + jnp.sum(final**2)
 
     gradient = jax.jit(jax.grad(total, argnums=range(5)), static_argnums=5)

@@ -89,7 +89,7 @@ def test_hopper_multiplies_on_its_tensor_cores_and_spills_little(tmp_path):
     """`gradients` alone is short of registers: more warps spill none and take 1.6 times as long."""
     for kernel, dtypes, launch, constants in launches(NEMOTRON, jnp.bfloat16, 90, False):
         program = compiled(kernel, dtypes, launch, constants, 90)
-        limit = 256 if kernel.__name__ == "gradients_kernel" else 0
+        limit = 128 if kernel.__name__ == "gradients_kernel" else 0
         assert spilled(program, 90, tmp_path) <= limit, kernel.__name__
         if launch.rows:
             assert "wgmma.mma_async" in program.asm["ptx"], kernel.__name__
