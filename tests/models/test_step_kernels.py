@@ -12,7 +12,7 @@ import jax_triton
 import numpy as np
 import pytest
 
-from nvfp4_jax.models import attention_triton, conv_triton, norm_triton, segments
+from nvfp4_jax.models import attention_triton, conv_triton, norm_triton, segments, target
 from nvfp4_jax.models.attention import attend
 from nvfp4_jax.models.conv import conv_silu
 from nvfp4_jax.models.norm import rms_norm
@@ -129,3 +129,36 @@ def test_attention(length, ends):
     out, lse = attention_triton.forward(q, k, v, begins)
     actual = attention_triton.backward(q, k, v, begins, stops, out, lse, do)
     assert_close((out, actual), (value, gradients), 5e-6)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_kernels_compile_for_gpus_that_are_not_here(capability, monkeypatch):
+    """Lowered with the sizes of the 1b preset; the assembler does not run here."""
+    monkeypatch.undo()
+    monkeypatch.setattr(target, "capability", lambda: capability)
+
+    def some(x, weight, bias, norm_weight, q, k, ids):
+        parts = conv_silu(x, weight, bias, ids, start=2560, widths=(2560, 1024, 1024))
+        y = rms_norm(parts[0], norm_weight, eps=1e-5, gate=x, groups=8)
+        return jnp.sum(y), jnp.sum(attend(q, k, k, ids))
+
+    def shape(*sizes, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    arguments = (
+        shape(1, 512, 7200, dtype=jnp.bfloat16),
+        shape(4, 4608),
+        shape(4608),
+        shape(2560),
+        shape(1, 512, 10, 128, dtype=jnp.bfloat16),
+        shape(1, 512, 2, 128, dtype=jnp.bfloat16),
+        shape(1, 512, dtype=jnp.int32),
+    )
+
+    def total(*arguments):
+        y, mixed = some(*arguments)
+        return y.astype(jnp.float32) + mixed.astype(jnp.float32)
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 3, 4, 5)))
+    text = step.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@triton_kernel_call") >= 7  # three of attention, two each of the others
