@@ -1,9 +1,9 @@
 """Memory of a training step, as a ratio to BF16, and what one linear layer keeps of its input.
 
 The compiler knows what a step will allocate: arguments (parameters, both moments, the batch) and
-temporaries, among them all that is kept from the forward pass for the backward pass. Where there
-is room the step is run as well and the device asked for its peak. That counter only rises, so the
-variants run from the smallest to the largest, and a peak that does not rise is not told.
+temporaries, among them all that is kept from the forward pass for the backward pass. The device
+counts as well; its peak only rises, so the variants run from the smallest to the largest, and a
+peak that did not rise is not told.
 
 What a linear keeps is read off its `jax.vjp`: the bytes that grow with the tokens, an element of
 the input each. The weight does not grow with them, and it is kept anyway.
@@ -18,27 +18,17 @@ import jax.numpy as jnp
 
 from nvfp4_jax.bench.linear import NUMBERS
 from nvfp4_jax.bench.options import Memory
-from nvfp4_jax.bench.program import (
-    Step,
-    Workload,
-    check,
-    compiled_step,
-    first_state,
-    random_batch,
-)
 from nvfp4_jax.bench.report import Column, Row, Section
-from nvfp4_jax.bench.spelling import at_least_one
+from nvfp4_jax.bench.step import check, length_of
 from nvfp4_jax.dot_general import make_dot_general
 from nvfp4_jax.precision import LinearPrecision
+from nvfp4_jax.recipe import load_recipe
+from nvfp4_jax.training.bench_step import BASELINE, StepFigures, bench_step
 
-BASELINE = "bf16"
-ROOM = 0.9  # of the device's memory: what a step may take for us to run it
 COLUMNS = (
     Column("recipe", "recipe"),
-    Column("total_bytes", "step, bytes", ",d"),
+    Column("planned_bytes", "a step, bytes", ",d"),
     Column("ratio_to_bf16", "to bf16", ".3f"),
-    Column("temporary_bytes", "of which temporary", ",d"),
-    Column("temporary_ratio_to_bf16", "to bf16", ".3f"),
     Column("device_peak_bytes", "device's peak", ",d"),
     Column("device_peak_ratio_to_bf16", "to bf16", ".3f"),
     Column("bits_per_saved_element", "bits a saved element", ".2f"),
@@ -46,35 +36,39 @@ COLUMNS = (
 
 
 def measure(options: Memory, say: Callable[[str], None]) -> Section:
-    """Compile, and where there is room run, a step in bf16 and in every recipe.
+    """Compile and run a step in bf16 and in every recipe.
 
     Raises:
       UsageError: a model that does not exist, or a size below 1.
       RecipeError: a recipe that cannot be read or does not fit the model.
     """
-    at_least_one("--batch", options.batch)
-    at_least_one("--length", options.length)
-    work = workload(options)
-    recipes = tuple(dict.fromkeys((BASELINE, *options.recipe)))
-    check(work, recipes)
-    steps = []
-    for recipe in recipes:
-        say(f"memory of {work}: compiling {recipe}")
-        steps.append(compiled_step(work, recipe))
-    peaks = _peaks(steps, work, say)
-    baseline, baseline_peak = steps[0], peaks.get(BASELINE)
-    rows = [_row(step, baseline, peaks.get(step.recipe), baseline_peak) for step in steps]
-    facts = {"model": work.model, "batch": work.batch, "length": work.length, "remat": work.remat}
-    return Section("memory", f"Memory of a training step: {work}", COLUMNS, rows, facts)
-
-
-def workload(options: Memory) -> Workload:
-    """What was asked for; what was not is 1b at the length of its training, or small on a CPU."""
-    on_cpu = jax.default_backend() == "cpu"
-    model = options.model or ("tiny" if on_cpu else "1b")
-    return Workload(
-        model, options.batch, options.length or (256 if on_cpu else 4096), remat=options.remat
+    model = options.model or ("tiny" if jax.default_backend() == "cpu" else "1b")
+    check(options, [model])
+    batch, length = options.batch, length_of(options)
+    figures = bench_step(
+        model,
+        options.recipe,
+        batch=batch,
+        length=length,
+        rounds=1,
+        remat=options.remat,
+        say=say,
     )
+    peaks = risen(figures)
+    baseline = next(one for one in figures if one.recipe == BASELINE)
+    rows = [_row(one, baseline, peaks.get(one.recipe), peaks.get(BASELINE)) for one in figures]
+    title = f"Memory of a training step: {model}, {batch} x {length} tokens, remat {options.remat}"
+    facts = {"model": model, "batch": batch, "length": length, "remat": options.remat}
+    return Section("memory", title, COLUMNS, rows, facts)
+
+
+def risen(figures: list[StepFigures]) -> dict[str, int]:
+    """The device's peaks that are the step's own: those above every smaller step's."""
+    peaks: dict[str, int] = {}
+    for one in sorted(figures, key=lambda one: one.planned_bytes):
+        if one.device_peak_bytes and one.device_peak_bytes > max(peaks.values(), default=0):
+            peaks[one.recipe] = one.device_peak_bytes
+    return peaks
 
 
 def bits_per_saved_element(precision: LinearPrecision, features: int = 256) -> float:
@@ -95,32 +89,16 @@ def bits_per_saved_element(precision: LinearPrecision, features: int = 256) -> f
     return 8 * (kept(many) - kept(few)) / ((many - few) * features)
 
 
-def _peaks(steps: list[Step], work: Workload, say: Callable[[str], None]) -> dict[str, int]:
-    """The device's own peak in bytes, where it counts one and a step has room."""
-    device = jax.devices()[0]
-    peaks: dict[str, int] = {}
-    for step in sorted(steps, key=lambda step: step.total):
-        before = device.memory_stats()
-        if not before or step.total > ROOM * before["bytes_limit"]:
-            break
-        say(f"memory of {work}: running {step.recipe}")
-        result = step.run(first_state(work), random_batch(work), jax.random.key(0))
-        jax.block_until_ready(result)
-        peak = device.memory_stats()["peak_bytes_in_use"]
-        if peak > before["peak_bytes_in_use"]:
-            peaks[step.recipe] = peak
-    return peaks
-
-
-def _row(step: Step, baseline: Step, peak: int | None, baseline_peak: int | None) -> Row:
+def _row(
+    figures: StepFigures, baseline: StepFigures, peak: int | None, baseline_peak: int | None
+) -> Row:
+    precisions = load_recipe(figures.recipe).precision.values()
+    quantized = next((p for p in precisions if p.quantized), LinearPrecision())
     return {
-        "recipe": step.recipe,
-        "argument_bytes": step.arguments,
-        "temporary_bytes": step.temporary,
-        "total_bytes": step.total,
-        "ratio_to_bf16": step.total / baseline.total,
-        "temporary_ratio_to_bf16": step.temporary / baseline.temporary,
+        "recipe": figures.recipe,
+        "planned_bytes": figures.planned_bytes,
+        "ratio_to_bf16": figures.planned_bytes / baseline.planned_bytes,
         "device_peak_bytes": peak,
         "device_peak_ratio_to_bf16": peak / baseline_peak if peak and baseline_peak else None,
-        "bits_per_saved_element": bits_per_saved_element(step.quantized),
+        "bits_per_saved_element": bits_per_saved_element(quantized),
     }

@@ -83,10 +83,12 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(Timed):
+class Step:
     """Time whole training steps, as ratios to BF16, with MFU by Megatron's formula.
 
     Attributes:
+      rounds: Steps timed of each variant, in turns with the others; the median counts.
+      json: File to write the figures to, besides the table.
       models: Presets or JSON files; 150m and 1b on a GPU and tiny on a CPU if left out.
       batch: Rows a step.
       length: Tokens a row; 4096 on a GPU and 256 on a CPU if left out.
@@ -95,8 +97,10 @@ class Step(Timed):
       remat: What to keep for the backward pass, as in training.
     """
 
+    rounds: int = 15
+    json: Path | None = None
     models: tuple[str, ...] = ()
-    batch: int = 8
+    batch: int = 4
     length: int | None = None
     documents: int = 2
     recipe: tuple[str, ...] = ("nvfp4",)
@@ -117,7 +121,7 @@ class All:
       recipe: Of the linear layer and the step.
       packed: The recipe whose memory is compared with that of bf16.
       models: Of the step; the memory is that of the last.
-      batch: Rows a step.
+      batch: Rows a step; what each benchmark has by itself if left out.
       length: Tokens a row.
     """
 
@@ -130,18 +134,36 @@ class All:
     recipe: str = "nvfp4"
     packed: str = "nvfp4-packed"
     models: tuple[str, ...] = ()
-    batch: int = 8
+    batch: int | None = None
     length: int | None = None
 
     def each(self) -> tuple[Quantizers, Linear, Memory, Step]:
         """The options of every benchmark."""
-        timed = {"rounds": self.rounds, "calls": self.calls}
-        kernels = {**timed, "implementation": self.implementation}
-        size = {"batch": self.batch, "length": self.length}
-        model = self.models[-1] if self.models else None
         return (
-            Quantizers(sizes=self.sizes, **kernels),
-            Linear(shapes=self.shapes, recipe=self.recipe, **kernels),
-            Memory(model=model, recipe=(self.packed,), **size),
-            Step(models=self.models, recipe=(self.recipe,), **timed, **size),
+            Quantizers(
+                rounds=self.rounds,
+                calls=self.calls,
+                sizes=self.sizes,
+                implementation=self.implementation,
+            ),
+            Linear(
+                rounds=self.rounds,
+                calls=self.calls,
+                shapes=self.shapes,
+                recipe=self.recipe,
+                implementation=self.implementation,
+            ),
+            Memory(
+                model=self.models[-1] if self.models else None,
+                batch=self.batch or Memory.batch,
+                length=self.length,
+                recipe=(self.packed,),
+            ),
+            Step(
+                rounds=self.rounds,
+                models=self.models,
+                batch=self.batch or Step.batch,
+                length=self.length,
+                recipe=(self.recipe,),
+            ),
         )

@@ -6,11 +6,13 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers, Step
 from nvfp4_jax.bench.report import ON_A_CPU, Section, console, device, show
 from nvfp4_jax.bench.spelling import at_least_one, writable
+from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.files import write_json
 
 # The options of each benchmark, by the module that has its `measure`.
@@ -54,6 +56,14 @@ def _measure(options: Any, errors: Console, out: Console) -> Section:
     def say(message: str) -> None:
         errors.print(message, highlight=False, markup=False)
 
-    section = module.measure(options, say)
+    try:
+        section = module.measure(options, say)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UsageError(
+            f"{module.__name__.rpartition('.')[2]} does not fit into the memory of "
+            f"{jax.devices()[0].device_kind}; give it smaller sizes"
+        ) from None
     show(out, section)
     return section
