@@ -6,7 +6,7 @@ S' at its end, dS' the gradient of S':
     decays:           l
     states:           S' = exp(l_end) S + sum over k of  exp(l_end - l_k) dt_k B_k x_k^T
     state_gradients:  dS = exp(l_end) dS' + sum over q of  exp(l_q) C_q dy_q^T
-    steps:            da_t = sum over q >= t of  dl_q,   ddt_t = A da_t + x_t . du_t
+    steps:            da_t = sum over q >= t of  dl_q,   ddt_t = A da_t + what dt gets directly
 
 `states` walks along the chunks of a head with S in registers, in FP32, and writes only what later
 kernels multiply with, rounded to the dtype of x; a chunk's own contribution never reaches memory.
@@ -179,11 +179,11 @@ def state_gradients_kernel(
 def steps_kernel(
     A,
     steps,
-    within,  # (batch, heads, padded length): of dl as the later token
+    within,  # (batch, heads, padded length): dl as the later token, in two parts
     across,
-    earlier_within,  # the same shape: of x . du
+    earlier_within,  # the same shape: -dl as the earlier token by dt, in two parts
     earlier_across,
-    alone,  # the same shape: of x . du what is not in dl
+    alone,  # the same shape: what dt gets directly beside these
     ends,  # (batch, heads, chunks): dl_end
     ddt,  # out (batch, length, heads)
     dA,  # out (batch, heads, chunks)

@@ -19,14 +19,15 @@ B and C belong to a group of heads; a program holds C B^T in registers and goes 
 its group, for gradients all of them in a fixed order, so that two runs give equal bits. dG is
 summed over heads before its product. No (Q, Q) matrix reaches memory.
 
-l occurs in every decay. With Z = M * (dy x^T), and u = dt x, u_k . du_k = dt_k x_k . du_k,
+l occurs in every decay. With Z_qk = M_qk dy_q . x_k for q > k (a token's decay to itself is 1 and
+has no gradient) and v_k = B_k . w_k dS' x_k,
 
-    dl_q as the later token     = sum over k of Z_qk + C_q . E_q S dy_q
-    u_k . du_k                  = sum over q of Z_qk + v_k,    v_k = B_k . w_k dS' x_k
-    dl_k as the earlier token   = -u_k . du_k
-    dl_end                      = sum of v_k + exp(l_end) <S, dS'>
+    dl_t   = sum over k of Z_tk + C_t . E_t S dy_t  -  sum over q of Z_qt - v_t
+    dl_end = sum of v_k + exp(l_end) <S, dS'>, in addition, for the chunk's last token
 
-The first could be had from y_q . dy_q; but it would subtract numbers that were rounded apart.
+The first two terms are vectors of the forward direction, the others of the reversed one; these are
+formed without their factor dt, since so they are what dt gets directly, with C_k . B_k x_k . dy_k.
+A shorter form of dl exists (dy_t . y_t - x_t . dx_t): it subtracts numbers rounded apart.
 """
 
 from __future__ import annotations
@@ -145,9 +146,9 @@ def gradients_kernel(
     seq_idx,
     states,  # (batch, chunks, heads, N, P): S; reversed dS'
     results,  # out, as rows: dC; reversed dB
-    within,  # out (batch, heads, padded length): sum of Z
-    across,  # out, the same shape: what the state adds to it
-    alone,  # out, the same shape, reversed: C_k . B_k x_k . dy_k, left out of Z
+    within,  # out (batch, heads, padded length): the sum of Z; reversed, by dt
+    across,  # out, the same shape: the term with the state; reversed, by dt
+    alone,  # out, the same shape, reversed: C_k . B_k x_k . dy_k
     sums,  # out (batch, heads, chunks, CHUNK / ROWS, 2), reversed: of v_k and of x . dy
     LENGTH: tl.constexpr,
     CHUNKS: tl.constexpr,
