@@ -1,0 +1,70 @@
+"""Which implementation runs, and what is said where the one asked for cannot."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import pytest
+
+from nvfp4_jax.models import target
+from nvfp4_jax.models.attention import attend
+from nvfp4_jax.models.conv import conv_silu
+from nvfp4_jax.models.norm import rms_norm
+
+X = jnp.zeros((1, 4, 8))
+
+
+def unexpected() -> str | None:
+    raise AssertionError("no kernel is asked where there is no GPU for it")
+
+
+def test_plain_xla_on_a_cpu():
+    assert target.capability() is None
+    assert target.choose(None, unexpected) == "xla"
+    assert target.choose("xla", unexpected) == "xla"
+
+
+@pytest.mark.parametrize("found", [(8, 0), (8, 9), (9, 0)])
+def test_the_kernel_where_it_can_run(found, monkeypatch):
+    monkeypatch.setattr(target, "capability", lambda: found)
+    assert target.choose(None, lambda: None) == "triton"
+    assert target.choose("triton", lambda: None) == "triton"
+    assert target.choose(None, lambda: "too wide") == "xla"
+    with pytest.raises(ValueError, match="cannot run: too wide"):
+        target.choose("triton", lambda: "too wide")
+
+
+@pytest.mark.parametrize("found", [(7, 5), (10, 0), (12, 0)])
+def test_other_gpus_take_xla(found, monkeypatch):
+    monkeypatch.setattr(target, "capability", lambda: found)
+    assert target.choose(None, unexpected) == "xla"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: conv_silu(X, jnp.ones((4, 8)), jnp.ones(8), widths=(8,), implementation="triton"),
+        lambda: rms_norm(X, jnp.ones(8), eps=1e-5, implementation="triton"),
+        lambda: attend(X[:, :, None], X[:, :, None], X[:, :, None], implementation="triton"),
+    ],
+)
+def test_a_kernel_that_cannot_run_says_why(call):
+    with pytest.raises(ValueError, match="Ampere, Ada and Hopper"):
+        call()
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match="'pallas'"):
+        rms_norm(X, jnp.ones(8), eps=1e-5, implementation="pallas")  # pyright: ignore
+
+
+def test_columns_that_do_not_fit():
+    with pytest.raises(ValueError, match="do not cut 6 channels"):
+        conv_silu(X, jnp.ones((4, 6)), jnp.ones(6), widths=(4, 1))
+    with pytest.raises(ValueError, match="do not cut 8 channels"):
+        conv_silu(X, jnp.ones((4, 8)), jnp.ones(8), start=2, widths=(8,))
+
+
+def test_cudnn_knows_no_documents():
+    q = jnp.zeros((1, 4, 1, 8), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"length\^2"):
+        attend(q, q, q, jnp.zeros((1, 4), jnp.int32), implementation="cudnn")
