@@ -3,7 +3,7 @@
     out = round_dtype(((a b) s_0) s_1)
 
 On Hopper `hopper_gemm` multiplies the sums with the scales before they leave the registers. Where
-it cannot (other GPUs, sizes that are no multiple of 64), and where there are no scales, it is
+it cannot (other GPUs, sizes that are no multiple of 32), and where there are no scales, it is
 XLA's product and, if need be, a pass over its FP32 result.
 
 Under a mesh every device multiplies its shards. Where the contraction is sharded, FP32 partial
