@@ -7,9 +7,6 @@ of one batch entry. Nothing here knows of quantizers' names, of vmap or of shard
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import jax_triton
@@ -17,24 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32, UInt8, UInt32
 
 from nvfp4_jax.kernels import tiles, triton_amax, triton_pack, triton_quantize
-from nvfp4_jax.kernels.tiles import Tile
-
-BLOCK = 16
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One quantized copy of a tensor.
-
-    `axis` is the contraction axis. `square`: tiles of 16x16 share a scale instead of 16 elements.
-    `rht`: rotated along the axis first, by the transform of length 16. `bits`: 0 rounds to
-    nearest, 8, 16 or 32 stochastically with that many random bits an element.
-    """
-
-    axis: Literal["rows", "columns"]
-    square: bool = False
-    rht: bool = False
-    bits: int = 0
+from nvfp4_jax.kernels.tiles import BLOCK, Copy, Tile
 
 
 def amax_bits(
@@ -53,7 +33,7 @@ def amax_bits(
     _check(x, wanted)
     if not any(copy.rht for copy in wanted):
         return _flat_amax(x, len(wanted), round_to_bf16, compute_capability)
-    tile = tiles.narrowed(tile or _tile(wanted), x.shape[2])
+    tile = tiles.narrowed(tile or tiles.for_amax(wanted), x.shape[2])
     meta = {"COPIES": len(wanted)}
     for i, copy in enumerate((*wanted, wanted[-1])[:2]):
         meta |= {f"RHT{i}": copy.rht, f"ALONG_ROWS{i}": copy.axis == "rows"}
@@ -122,22 +102,18 @@ def operands(
     shapes = [operand_shape(x.shape, copy) for copy in copies]
     if rows == x.shape[1] and all(c.axis == "columns" and not c.square for c in copies):
         x = x.reshape(1, -1, x.shape[2])  # so that a program's rows may be of two batch entries
-    tile = tiles.narrowed(tile or _tile(copies), x.shape[2])
+    tile = tiles.narrowed(tile or tiles.for_operands(copies), x.shape[2])
     suffixes = ("",) if len(copies) == 1 else ("0", "1")
     meta = _tile_meta(x, tile, round_to_bf16)
     for copy, suffix in zip(copies, suffixes, strict=True):
         meta |= {name + suffix: value for name, value in _copy_meta(copy, rows).items()}
-    programs = _programs(x.shape, tile)
     out = _call(
         triton_quantize.operand_kernel if len(copies) == 1 else triton_quantize.two_operands_kernel,
         (x, amax, signs, offset, keys),
         [jax.ShapeDtypeStruct(operand_shape(x.shape, copy), jnp.bfloat16) for copy in copies],
-        grid=programs,
+        grid=_grid(x.shape, tile),
         warps=tile.warps,
         compute_capability=compute_capability,
-        TILES=_grid(x.shape, tile),
-        PROGRAMS=programs,
-        STAGES=tile.stages,
         **meta,
     )
     return tuple(one.reshape(shape) for one, shape in zip(out, shapes, strict=True))
@@ -162,7 +138,7 @@ def packed(
     blocks: codes have half, scales (of a square block both axes) a sixteenth of its length.
     """
     _check(x, (copy,))
-    tile = tiles.narrowed(tile or _tile((copy,)), x.shape[2])
+    tile = tiles.narrowed(tile or tiles.for_operands((copy,)), x.shape[2])
     codes, scales = _call(
         triton_pack.pack_kernel,
         (x, amax, signs, offset, keys),
@@ -196,7 +172,7 @@ def unpacked(
             f"codes {codes.shape} and scales {scales.shape} of shape {shape} as {copy}: "
             f"expected {expected[0]} and {expected[1]}"
         )
-    tile = tiles.narrowed(tile or _tile((copy,)), shape[2])
+    tile = tiles.narrowed(tile or tiles.for_operands((copy,)), shape[2])
     return _call(
         triton_pack.unpack_kernel,
         (codes, lax.bitcast_convert_type(scales, jnp.uint8)),
@@ -238,23 +214,6 @@ def _up(size, multiple):
 def _grid(shape, tile: Tile) -> int:
     batch, rows, columns = shape
     return batch * -(-rows // tile.rows) * -(-columns // (BLOCK * tile.blocks))
-
-
-def _programs(shape, tile: Tile) -> int:
-    """As many as there are tiles, or as many as stay on the GPU."""
-    grid = _grid(shape, tile)
-    return min(grid, tile.resident * _multiprocessors()) if tile.resident else grid
-
-
-def _multiprocessors() -> int:
-    """Of the first GPU; of an H100 where there is none, to compile for."""
-    return getattr(jax.local_devices()[0], "core_count", None) or 132
-
-
-def _tile(copies) -> Tile:
-    if any(copy.axis == "rows" or copy.square for copy in copies):
-        return tiles.ROWS
-    return tiles.ROTATED_COLUMNS if any(copy.rht for copy in copies) else tiles.COLUMNS
 
 
 def _shape_meta(shape, tile: Tile):

@@ -37,7 +37,7 @@ def tile_amax_kernel(
     RHT1: tl.constexpr, ALONG_ROWS1: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     """Of one or two copies of the tensor, at least one of them rotated."""
-    batch, row, column = tile_origin(tl.program_id(0), ROWS, COLUMNS, R, N)
+    batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
     tile, _ = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
     ROUNDED: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
     first = _tile_amax(tile, signs, RHT0, ALONG_ROWS0, ROUNDED, R, N, G)

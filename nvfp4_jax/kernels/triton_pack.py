@@ -12,9 +12,8 @@ import triton.language as tl
 
 from nvfp4_jax.kernels.triton_codes import decode_e2m1, decode_e4m3, encode_e2m1, encode_e4m3
 from nvfp4_jax.kernels.triton_pairs import rounded
-from nvfp4_jax.kernels.triton_quantize import drawn, quantized, rotated
+from nvfp4_jax.kernels.triton_quantize import quantized, rotated
 from nvfp4_jax.kernels.triton_rounding import with_sign_of
-from nvfp4_jax.kernels.triton_scales import tensor_factors
 from nvfp4_jax.kernels.triton_tiles import load_tile, store_words, tile_origin
 
 
@@ -26,28 +25,15 @@ def pack_kernel(
     RHT: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """One copy as codes and scales; scales are stored as bytes."""
-    batch, row, column = tile_origin(tl.program_id(0), ROWS, COLUMNS, R, N)
+    batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
     tile, _ = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
-    random = drawn(
-        tl.load(keys),
-        tl.load(keys + 1),
-        tl.load(offset),
-        tl.load(offset + 1),
-        tl.load(offset + 2),
-        batch,
-        row,
-        column,
-        PITCH,
-        BITS,
-        R,
-        N,
-        G,
-    )
     if RHT:
         BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
-        tile, _ = rotated(tile, tl.load(signs + tl.arange(0, 16)), BF16, ALONG_ROWS, R, N, G)
-    multiplier, decode = tensor_factors(tl.load(amax))
-    values, scale = quantized(tile, random, multiplier, decode, ALONG_ROWS, SQUARE, BITS)
+        tile, _ = rotated(tile, signs, BF16, ALONG_ROWS, R, N, G)
+    values, scale = quantized(
+        tile, tl.load(amax), batch, row, column, offset, keys,
+        PITCH, ALONG_ROWS, SQUARE, BITS, R, N, G,
+    )  # fmt: skip
     nibbles = encode_e2m1(with_sign_of(tl.minimum(values, 6.0), tile))
     V: tl.constexpr = 16 // G
     if ALONG_ROWS:
@@ -70,7 +56,7 @@ def unpack_kernel(
     ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr,
 ):  # fmt: skip
     """Value times block scale of (ROWS, COLUMNS) elements, in bf16."""
-    batch, row, column = tile_origin(tl.program_id(0), ROWS, COLUMNS, R, N)
+    batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
     V: tl.constexpr = 16 // G
     packed = _load_codes(codes, batch, row, column, ROWS, COLUMNS, ALONG_ROWS, R, N, G)
     pairs = tl.join(packed & 15, packed >> 4)

@@ -22,72 +22,59 @@ from nvfp4_jax.kernels.triton_tiles import load_tile, rotate_tile, store_words, 
 def operand_kernel(
     x, amax, signs, offset, keys, out,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
-    ROUND: tl.constexpr, TILES: tl.constexpr, PROGRAMS: tl.constexpr, STAGES: tl.constexpr,
-    PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, RHT: tl.constexpr,
-    BITS: tl.constexpr,
+    ROUND: tl.constexpr, PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr,
+    RHT: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """One copy, as value times block scale in bf16."""
-    BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
-    multiplier, decode = tensor_factors(tl.load(amax))
-    sign = tl.load(signs + tl.arange(0, 16))
-    k0, k1 = tl.load(keys), tl.load(keys + 1)
-    b0, r0, c0 = tl.load(offset), tl.load(offset + 1), tl.load(offset + 2)
-    for index in tl.range(tl.program_id(0), TILES, PROGRAMS, num_stages=STAGES):
-        batch, row, column = tile_origin(index, ROWS, COLUMNS, R, N)
-        tile, words = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
-        random = drawn(k0, k1, b0, r0, c0, batch, row, column, PITCH, BITS, R, N, G)
-        _copy(
-            out, tile, words, random, BF16,
-            multiplier, decode, sign, batch, row, column, ROWS, COLUMNS, R, N, G,
-            ALONG_ROWS, SQUARE, RHT, BITS,
-        )  # fmt: skip
+    batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
+    tile, words = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
+    _copy(
+        out, tile, words, ROUND or x.dtype.element_ty == tl.bfloat16,
+        tl.load(amax), signs, offset, keys, batch, row, column, ROWS, COLUMNS, R, N, G,
+        PITCH, ALONG_ROWS, SQUARE, RHT, BITS,
+    )  # fmt: skip
 
 
 @triton.jit
 def two_operands_kernel(
     x, amax, signs, offset, keys, out0, out1,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
-    ROUND: tl.constexpr, TILES: tl.constexpr, PROGRAMS: tl.constexpr, STAGES: tl.constexpr,
+    ROUND: tl.constexpr,
     PITCH0: tl.constexpr, ALONG_ROWS0: tl.constexpr, SQUARE0: tl.constexpr, RHT0: tl.constexpr,
     BITS0: tl.constexpr,
     PITCH1: tl.constexpr, ALONG_ROWS1: tl.constexpr, SQUARE1: tl.constexpr, RHT1: tl.constexpr,
     BITS1: tl.constexpr,
 ):  # fmt: skip
     """Two copies from one read."""
+    batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
+    tile, words = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
     BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
-    multiplier0, decode0 = tensor_factors(tl.load(amax))
-    multiplier1, decode1 = tensor_factors(tl.load(amax + 1))
-    sign = tl.load(signs + tl.arange(0, 16))
-    k0, k1, k2, k3 = tl.load(keys), tl.load(keys + 1), tl.load(keys + 2), tl.load(keys + 3)
-    b0, r0, c0 = tl.load(offset), tl.load(offset + 1), tl.load(offset + 2)
-    for index in tl.range(tl.program_id(0), TILES, PROGRAMS, num_stages=STAGES):
-        batch, row, column = tile_origin(index, ROWS, COLUMNS, R, N)
-        tile, words = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
-        random = drawn(k0, k1, b0, r0, c0, batch, row, column, PITCH0, BITS0, R, N, G)
-        _copy(
-            out0, tile, words, random, BF16,
-            multiplier0, decode0, sign, batch, row, column, ROWS, COLUMNS, R, N, G,
-            ALONG_ROWS0, SQUARE0, RHT0, BITS0,
-        )  # fmt: skip
-        random = drawn(k2, k3, b0, r0, c0, batch, row, column, PITCH1, BITS1, R, N, G)
-        _copy(
-            out1, tile, words, random, BF16,
-            multiplier1, decode1, sign, batch, row, column, ROWS, COLUMNS, R, N, G,
-            ALONG_ROWS1, SQUARE1, RHT1, BITS1,
-        )  # fmt: skip
+    _copy(
+        out0, tile, words, BF16,
+        tl.load(amax), signs, offset, keys, batch, row, column, ROWS, COLUMNS, R, N, G,
+        PITCH0, ALONG_ROWS0, SQUARE0, RHT0, BITS0,
+    )  # fmt: skip
+    _copy(
+        out1, tile, words, BF16,
+        tl.load(amax + 1), signs, offset, keys + 2, batch, row, column, ROWS, COLUMNS, R, N, G,
+        PITCH1, ALONG_ROWS1, SQUARE1, RHT1, BITS1,
+    )  # fmt: skip
 
 
 @triton.jit
 def _copy(
-    out, tile, words, random, BF16: tl.constexpr,
-    multiplier, decode, sign, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    out, tile, words, BF16: tl.constexpr,
+    amax, signs, offset, key, batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
-    ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, RHT: tl.constexpr, BITS: tl.constexpr,
+    PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, RHT: tl.constexpr,
+    BITS: tl.constexpr,
 ):  # fmt: skip
     """Rotate, quantize and store; a rotated axis is as long as its rotations, padding included."""
     if RHT:
-        tile, words = rotated(tile, sign, BF16, ALONG_ROWS, R, N, G)
-    values, scale = quantized(tile, random, multiplier, decode, ALONG_ROWS, SQUARE, BITS)
+        tile, words = rotated(tile, signs, BF16, ALONG_ROWS, R, N, G)
+    values, scale = quantized(
+        tile, amax, batch, row, column, offset, key, PITCH, ALONG_ROWS, SQUARE, BITS, R, N, G
+    )
     result = operand(values, words, scale, ALONG_ROWS and not SQUARE)
     OUT_ROWS: tl.constexpr = (ROWS + 15) // 16 * 16 if RHT and ALONG_ROWS else ROWS
     OUT_COLUMNS: tl.constexpr = (COLUMNS + 15) // 16 * 16 if RHT and not ALONG_ROWS else COLUMNS
@@ -95,30 +82,15 @@ def _copy(
 
 
 @triton.jit
-def drawn(
-    k0, k1, first_batch, first_row, first_column, batch, row, column,
-    PITCH: tl.constexpr, BITS: tl.constexpr, R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
-):  # fmt: skip
-    """Random fractions for the tile; called before anything waits for the tile to be loaded."""
-    if BITS == 0:
-        random = tl.zeros((1, 1, 1, 1), tl.float32)
-    else:
-        first_row += (first_batch + batch.to(tl.uint32)) * PITCH + row.to(tl.uint32)
-        first_column += column.to(tl.uint32)
-        random = random_fractions(k0, k1, first_row, first_column, BITS, R, N * 16)
-        random = random.reshape(R, N, G, 16 // G).permute(2, 1, 0, 3)
-    return random
-
-
-@triton.jit
 def rotated(
-    tile, sign, BF16: tl.constexpr, ALONG_ROWS: tl.constexpr,
+    tile, signs, BF16: tl.constexpr, ALONG_ROWS: tl.constexpr,
     R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """The tile rotated, and words with its signs; BF16: rounded to it.
 
     Of bf16 the factor 1/4 may come first: nothing that small is lost in float32.
     """
+    sign = tl.load(signs + tl.arange(0, 16))
     if BF16:
         words = rounded(rotate_tile(tile, sign * 0.25, ALONG_ROWS, R, N, G))
         tile = floats(words)
@@ -130,17 +102,28 @@ def rotated(
 
 @triton.jit
 def quantized(
-    tile, random, multiplier, decode,
-    ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, BITS: tl.constexpr,
+    tile, amax_bits, batch, row, column, offset, key,
+    PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, BITS: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """(E2M1 magnitudes, perhaps beyond 6, and block scales that broadcast against them)."""
     a = tl.abs(tile)
+    multiplier, decode = tensor_factors(amax_bits)
     block_amax = tl.max(a, 2, keep_dims=True) if ALONG_ROWS or SQUARE else a
     if SQUARE or not ALONG_ROWS:
         block_amax = tl.max(tl.max(block_amax, 3, keep_dims=True), 0, keep_dims=True)
     scale, e = block_scales(block_amax, multiplier, decode)
     a = a * e
-    return nearest_e2m1(a) if BITS == 0 else stochastic_e2m1(a, random), scale
+    if BITS == 0:
+        a = nearest_e2m1(a)
+    else:
+        first_row = (tl.load(offset) + batch.to(tl.uint32)) * PITCH + tl.load(offset + 1)
+        first_row += row.to(tl.uint32)
+        first_column = tl.load(offset + 2) + column.to(tl.uint32)
+        random = random_fractions(key, first_row, first_column, BITS, R, N * 16)
+        random = random.reshape(R, N, G, 16 // G).permute(2, 1, 0, 3)
+        a = stochastic_e2m1(a, random)
+    return a, scale
 
 
 @triton.jit

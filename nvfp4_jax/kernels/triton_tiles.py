@@ -17,11 +17,12 @@ from nvfp4_jax.kernels.triton_pairs import floats, rounded, truncated
 
 
 @triton.jit
-def tile_origin(index, ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr):
-    """(batch entry, first row, first column) of a tile; columns vary fastest."""
+def tile_origin(ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr):
+    """(batch entry, first row, first column) of this program; columns vary fastest."""
     ACROSS: tl.constexpr = (COLUMNS + N * 16 - 1) // (N * 16)
     DOWN: tl.constexpr = (ROWS + R - 1) // R
-    along, down = index % ACROSS, index // ACROSS
+    program = tl.program_id(0)
+    along, down = program % ACROSS, program // ACROSS
     return down // DOWN, (down % DOWN) * R, along * (N * 16)
 
 
@@ -49,7 +50,10 @@ def pointers(
         inside = tl.full((1, 1, 1, 1), True, tl.int1)
     else:
         inside = (rows < ROWS - row) & (columns < COLUMNS - column)
-    return start + (rows * COLUMNS + columns), inside
+    places = start + (rows * COLUMNS + columns)
+    if V == 1:  # neighbours on the first axis are other threads', not more words for this one
+        places = tl.max_contiguous(places, [1, 1, 1, 1])
+    return places, inside
 
 
 @triton.jit

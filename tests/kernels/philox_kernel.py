@@ -25,8 +25,6 @@ def fractions_kernel(
     place, key, out, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     """out (ROWS, COLUMNS) of a tile that begins at `place`, (row, column)."""
-    values = random_fractions(
-        tl.load(key), tl.load(key + 1), tl.load(place), tl.load(place + 1), BITS, ROWS, COLUMNS
-    )
+    values = random_fractions(key, tl.load(place), tl.load(place + 1), BITS, ROWS, COLUMNS)
     to = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     tl.store(out + to, values)
