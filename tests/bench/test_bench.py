@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from nvfp4_jax.training.bench_step import StepFigures
 
 from ..training import micro
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 ROWS, COLUMNS_, SHAPE = 32, 64, (32, 16, 48)
 MODEL = micro.MODEL | {"pattern": "-"}  # the fewest layers that a step can have
 PACKED = micro.RECIPE.partition("[[schedule]]")[0].replace(
@@ -26,8 +29,8 @@ PACKED = PACKED.replace("blocks_1", "blocks_0")
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory) -> dict:
-    """What one run of all benchmarks wrote."""
+def written(tmp_path_factory) -> Path:
+    """The file that one run of all benchmarks wrote."""
     folder = tmp_path_factory.mktemp("bench")
     (folder / "model.json").write_text(json.dumps(MODEL))
     (folder / "packed.toml").write_text(PACKED)
@@ -42,7 +45,13 @@ def figures(tmp_path_factory) -> dict:
         "model.json",
         "packed.toml",
     ]
-    return json.loads((folder / "all.json").read_text())
+    return folder / "all.json"
+
+
+@pytest.fixture(scope="module")
+def figures(written) -> dict:
+    """What it says."""
+    return json.loads(written.read_text())
 
 
 def test_the_device_is_named_and_a_cpu_is_no_gpu(figures):
@@ -128,6 +137,14 @@ def test_steps_are_ratios_to_bf16(figures):
         pace = row["model_flop"] / row["milliseconds"] * 1e3
         assert row["teraflop_per_second"] == pytest.approx(pace / 1e12)
         assert row["model_flops_utilization"] is None  # no peak is listed for a CPU
+
+
+def test_a_roofline_is_drawn_from_it(written, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "roofline.png"
+    monkeypatch.setattr(sys, "argv", ["roofline.py", str(written), "--output", str(picture)])
+    runpy.run_path(str(CHECKOUT / "experiments" / "roofline.py"), run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
