@@ -119,7 +119,9 @@ def _fused_forward(q: Array, k: Array, v: Array, starts: Array, ends: Array):
 def _fused_backward(kept: tuple[Array, ...], do: Array):
     from nvfp4_jax.models import attention_triton
 
-    return (*attention_triton.backward(*kept, do), None, None)
+    q, k, v, starts, ends, out, lse = kept
+    dq, dk, dv = attention_triton.backward(q, k, v, starts, ends, out, lse, do)
+    return dq, dk, dv, None, None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)

@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from jax import Array
 
-from nvfp4_jax.models.target import compute_capability
+from nvfp4_jax.models.target import compute_capability, several_devices
 
 LOG2_E = 1 / math.log(2)
 HEAD_DIMS = (16, 32, 64, 128)
@@ -275,7 +275,7 @@ def obstacle(q: Array) -> str | None:
         return f"a head has {q.shape[-1]} channels, and the kernels are for {HEAD_DIMS}"
     if q.dtype.itemsize != 2:
         return f"it multiplies 16-bit operands, not {q.dtype}"
-    return None
+    return several_devices()
 
 
 def forward(q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, Array]:

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from jax import Array
 
-from nvfp4_jax.models.target import compute_capability
+from nvfp4_jax.models.target import compute_capability, several_devices
 
 WIDTH = 4  # taps; the walk below is written out for them
 BLOCK = 256  # channels at most: four a thread, eight bytes of bfloat16 a read
@@ -224,7 +224,7 @@ def obstacle(x: Array, weight: Array, widths: tuple[int, ...]) -> str | None:
         return f"the channels are split as {widths}, not into three multiples of {SMALLEST}"
     if x.dtype.itemsize > 4:
         return "it computes in FP32"
-    return None
+    return several_devices()
 
 
 def forward(

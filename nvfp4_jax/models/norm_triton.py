@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from jax import Array
 
-from nvfp4_jax.models.target import compute_capability
+from nvfp4_jax.models.target import compute_capability, several_devices
 
 ELEMENTS, WARPS = 2048, 4  # of a tile, 16 elements a thread
 GATED_ELEMENTS, GATED_WARPS = 1024, 2  # backward with a gate, five such tiles: twice as fast so
@@ -117,7 +117,7 @@ def obstacle(x: Array, groups: int) -> str | None:
         return f"a group has {x.shape[-1] // groups} channels, and the kernel holds {LONGEST}"
     if x.dtype.itemsize > 4:
         return "it computes in FP32"
-    return None
+    return several_devices()
 
 
 def forward(x: Array, z: Array | None, weight: Array, groups: int, eps: float) -> Array:

@@ -68,6 +68,19 @@ def _no_kernels() -> str | None:
     return None
 
 
+def several_devices() -> str | None:
+    """Why a kernel that knows nothing of sharding should not run; None if it may.
+
+    To the partitioner a kernel is opaque: it would gather the operands on every device. Inside of
+    `jax.shard_map` each device has its own part and runs the kernel on it. A mesh that is not in
+    force (`jax.set_mesh`) cannot be seen here: then a sharded operand is gathered.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
+        return None
+    return f"the mesh has {mesh.size} devices, and only jax.shard_map splits this kernel over them"
+
+
 def compute_capability() -> int:
     """The target as Triton spells it: 90 for Hopper."""
     major, minor = capability() or (0, 0)
