@@ -95,6 +95,7 @@ class Step:
       documents: Documents packed into a row, of equal length.
       recipe: Recipes to compare with bf16.
       remat: What to keep for the backward pass, as in training.
+      scan: Whether to trace repeated blocks once, as in training.
     """
 
     rounds: int = 15
@@ -105,6 +106,7 @@ class Step:
     documents: int = 2
     recipe: tuple[str, ...] = ("nvfp4",)
     remat: Remat = "none"
+    scan: Literal["auto", "on", "off"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

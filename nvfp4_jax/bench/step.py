@@ -45,7 +45,7 @@ def measure(options: Step, say: Callable[[str], None]) -> Section:
     check(options, models)
     at_least_one("--documents", options.documents)
     rows = [row for model in models for row in _rows(model, options, say)]
-    facts = {"remat": options.remat, "documents": options.documents}
+    facts = {name: getattr(options, name) for name in ("remat", "scan", "documents")}
     return Section("step", "Training steps, as ratios to bf16", COLUMNS, rows, facts)
 
 
@@ -80,6 +80,7 @@ def _rows(model: str, options: Step, say: Callable[[str], None]) -> list[Row]:
         rounds=options.rounds,
         documents=options.documents,
         remat=options.remat,
+        scan=options.scan,
         say=say,
     )
     return [_row(model, f"{options.batch}x{length}", one) for one in figures]
