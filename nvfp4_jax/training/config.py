@@ -47,8 +47,9 @@ class TrainConfig:
         before the run stops.
       remat: What to keep for the backward pass: everything, the inputs of linear layers (packed,
         if the recipe says so), or only what passes between blocks.
-      scan: Whether to trace repeated blocks once: faster to compile, not faster to run. auto:
-        from 24 blocks on.
+      scan: Whether to trace repeated blocks once: faster to compile, slower to run, since what
+        each repeat keeps is copied (27 ms of a step's 121 for 150m on an H100). auto: from 24
+        blocks on.
       compilation_cache: Folder for compiled programs; WORKDIR/compilation-cache if left out.
       force_recipe: Continue a run although its recipe has changed.
     """
