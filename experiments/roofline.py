@@ -136,10 +136,10 @@ def draw_points(axes: Axes, points: list[Point], colour: str, marker: str, label
 def name_quantizers(axes: Axes, points: list[Point]) -> None:
     """Names and shares of a copy beside the points, one text for those that lie together."""
     for members in together(points):
-        lowest = min(members, key=lambda point: point.pace / point.intensity)
+        middle = members[len(members) // 2]
         axes.annotate(
             "\n".join(f"{point.name} {point.share:.0%}" for point in members),
-            (lowest.intensity, lowest.pace / 1e12),
+            (middle.intensity, middle.pace / 1e12),
             xytext=(6 + 16 * len(members), -12),  # a long list beside its neighbours' short ones
             textcoords="offset points",
             va="top",
@@ -179,6 +179,8 @@ def finish(axes: Axes, device: str) -> None:
     """Axes that say what they show."""
     axes.set_xscale("log")
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 2, high)  # room for names below the lowest points
     axes.set_xlabel("FLOP a byte that must be moved", color=INK)
     axes.set_ylabel("TFLOP/s", color=INK)
     axes.set_title(f"Roofline, {device}", loc="left", color=INK, fontsize=11, fontweight="bold")

@@ -6,14 +6,19 @@ import json
 import math
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from nvfp4_jax.bench import launches, quantizers
 from nvfp4_jax.bench.cases import CASES
 from nvfp4_jax.bench.linear import bytes_moved, chosen_precision
 from nvfp4_jax.bench.memory import bits_per_saved_element, risen
 from nvfp4_jax.cli import main
+from nvfp4_jax.kernels import xla
 from nvfp4_jax.recipe import load_recipe
 from nvfp4_jax.training.bench_step import StepFigures
 
@@ -115,6 +120,19 @@ def test_memory_is_a_ratio_to_bf16(figures):
         assert row["device_peak_bytes"] is None  # a CPU does not count
     assert packed["ratio_to_bf16"] == packed["planned_bytes"] / bf16["planned_bytes"]
     assert (bf16["bits_per_saved_element"], packed["bits_per_saved_element"]) == (16, 4.5)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if CASES[n].kind in ("operands", "pack")])
+def test_a_kernel_alone_makes_what_the_definition_makes(name):
+    case, x = CASES[name], jax.ShapeDtypeStruct((ROWS, COLUMNS_), jnp.bfloat16)
+    amax = jax.eval_shape(partial(launches.amax, case), x)
+    assert (amax.shape, amax.dtype) == ((len(case.copies),), jnp.int32)
+    made = jax.eval_shape(partial(launches.kernel, case), x, amax)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    whole = quantizers._packed if case.kind == "pack" else quantizers._operands
+    wanted = jax.tree.leaves(jax.eval_shape(partial(whole, xla, case), x, key))
+    arrays = [(one.shape, one.dtype) for one in wanted if one.ndim]  # not the tensor scale
+    assert [(one.shape[1:], one.dtype) for one in made] == arrays
 
 
 def test_a_peak_that_did_not_rise_is_not_told():
