@@ -108,18 +108,20 @@ def _row(size: str, variant: Variant, timing: Timing, copy_pace: float) -> Row:
 
 def _variants(name: str, case: Case, implementation: str, tensors) -> Iterator[Variant]:
     """The whole of what a linear asks for; and its kernel alone, where one takes the amax."""
-    kernels, key = select.select(implementation), jax.random.key(1)
+    kernels = select.select(implementation)
+    keys = jax.random.split(jax.random.key(1), len(tensors))  # of one key bits are drawn once
+    keyed = list(zip(tensors, keys, strict=True))
     flop = case.flop_per_element * tensors[0].size
     label = partial(_variant, name, implementation)
     if case.kind == "unpack":
         pack = jax.jit(partial(_packed, kernels, case))
-        yield label(None, flop, kernels.from_packed, [(pack(x, key),) for x in tensors])
+        yield label(None, flop, kernels.from_packed, [(pack(*one),) for one in keyed])
     elif case.kind == "amax":
         amax = partial(_xla_amax if kernels is xla else _fused_amax, case)
         yield label("computed", flop, amax, [(x,) for x in tensors], passes=1)
     else:
         whole = partial(_packed if case.kind == "pack" else _operands, kernels, case)
-        yield label("computed", flop, whole, [(x, key) for x in tensors], passes=2)
+        yield label("computed", flop, whole, keyed, passes=2)
         if kernels is not xla:
             yield _kernel_alone(label, case, flop, tensors)
 
