@@ -7,6 +7,9 @@ of one batch entry. Nothing here knows of quantizers' names, of vmap or of shard
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax_triton
@@ -257,11 +260,21 @@ def _call(kernel, inputs, out_shape, *, grid, warps, compute_capability, zeroed_
     return jax_triton.triton_call(
         *inputs,
         kernel=kernel,
-        out_shape=out_shape,
         grid=grid,
         num_warps=warps,
         compute_capability=compute_capability,
-        enable_fp_fusion=False,
         zeroed_outputs=zeroed_outputs,
+        **_named(out_shape),
         **meta,
     )
+
+
+def _named(out_shape) -> dict[str, Any]:
+    """The results, and that products and sums are fused only where the kernels say so.
+
+    jax-triton 0.4 has other names for both, and takes a name it does not know for the kernel's.
+    """
+    exact = {"enable_fp_fusion": False}
+    if "backend_options" in inspect.signature(jax_triton.triton_call).parameters:
+        return {"out_type": out_shape, "backend_options": exact}
+    return {"out_shape": out_shape, **exact}
