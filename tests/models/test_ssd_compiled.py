@@ -30,6 +30,12 @@ TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32"}
 NEMOTRON = ssd_tiles.Sizes(batch=1, length=8192, heads=128, groups=8, head_dim=80, state=128)
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Triton compiles into its cache, which jax-triton, wherever it is imported, switches off."""
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+
+
 def launches(sizes, dtype, capability: int, packed: bool) -> list:
     """(kernel, dtypes of its arguments, launch, constants) of a forward and a backward pass."""
     found = []
