@@ -61,6 +61,7 @@ def make_dot_general(
     linear_precision: LinearPrecision,
     key: Array | None = None,
     implementation: str | None = None,
+    weight_amax: Array | None = None,
 ) -> DotGeneral:
     """A `lax.dot_general` whose three GEMMs run in `linear_precision`.
 
@@ -80,6 +81,9 @@ def make_dot_general(
         go by place in the operand as it is multiplied: (batch,) rows and columns, several axes of
         a kind merged to one.
       implementation: `None` for the best available, or a name.
+      weight_amax: int32 bits of the weight's largest magnitude as it is quantized, from
+        `operands.amax_bits`, for a weight that is multiplied often between two changes, such as
+        by every microbatch of a step. It must be right: nothing checks it.
 
     Raises:
       ValueError: a key is needed and missing, or the implementation cannot run here. The returned
@@ -107,7 +111,7 @@ def make_dot_general(
         numbers = _hashable(dimension_numbers)
         sharding = _output_sharding(lhs, rhs, numbers, out_sharding)
         call = _Call(linear_precision, numbers, dtype, implementation, sharding)
-        return _linear(call, lhs, rhs, key)
+        return _linear(call, lhs, rhs, key, weight_amax)
 
     return dot_general
 
@@ -127,34 +131,40 @@ class _Call:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(call: _Call, lhs: Array, rhs: Array, key: Array | None) -> Array:
-    def fprop(lhs, rhs, key):
-        return _fprop(call, Keep(), lhs, rhs, key)[0]
+def _linear(
+    call: _Call, lhs: Array, rhs: Array, key: Array | None, weight_amax: Array | None
+) -> Array:
+    def fprop(*arrays):
+        return _fprop(call, Keep(), *arrays)[0]
 
-    return run_automatic(fprop, explicit_mesh(lhs, rhs), call.sharding, lhs, rhs, key)
+    mesh = explicit_mesh(lhs, rhs)
+    return run_automatic(fprop, mesh, call.sharding, lhs, rhs, key, weight_amax)
 
 
-def _forward(call, lhs, rhs, key):
+def _forward(call, lhs, rhs, key, weight_amax):
     """Fprop, and what the backward pass will need."""
     mesh = explicit_mesh(lhs, rhs)
     keep = plan(call.precision, call.implementation, mesh is not None)
     fprop = partial(_fprop, call, keep)
     x_dims, _ = call.dims(lhs, rhs)
-    shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, lhs, rhs, key)
-    y, kept_x, kept_w = run_automatic(fprop, mesh, shardings, lhs, rhs, key)
+    arrays = lhs, rhs, key, weight_amax
+    shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, *arrays)
+    y, kept_x, kept_w = run_automatic(fprop, mesh, shardings, *arrays)
     kept_x = named(lhs if keep.input == "tensor" else kept_x)
     kept_w = rhs if keep.weight == "tensor" else kept_w
-    return y, (Kept(kept_x, kept_w, jax.typeof(lhs), jax.typeof(rhs)), key)
+    return y, (Kept(kept_x, kept_w, jax.typeof(lhs), jax.typeof(rhs)), key, weight_amax)
 
 
-def _fprop(call, keep: Keep, lhs, rhs, key) -> tuple[Array, Operand | Packed | None, Any]:
+def _fprop(
+    call, keep: Keep, lhs, rhs, key, weight_amax
+) -> tuple[Array, Operand | Packed | None, Any]:
     """y = x w, and what is kept of x and w unless it is they themselves."""
     x_dims, w_dims = call.dims(lhs, rhs)
     x, w = merge(lhs, x_dims), merge(rhs, w_dims)
     ready = partial(prepare, call.precision, key, call.implementation)
     uses = [(FPROP_INPUT, x), (WGRAD_INPUT, x.swapped())]
     x_ready, *others = ready(uses if keep.input == "operand" else uses[:1])
-    (w_ready,) = ready([(FPROP_WEIGHT, w)], _rounded_dtype(lhs))
+    (w_ready,) = ready([(FPROP_WEIGHT, w)], _rounded_dtype(lhs), weight_amax)
     y = multiply(x_ready, w_ready, call.dtype, call.implementation)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
     kept_x = others[0].operand if others else None
@@ -165,14 +175,14 @@ def _fprop(call, keep: Keep, lhs, rhs, key) -> tuple[Array, Operand | Packed | N
 
 def _backward(call, residuals, dy):
     """Dgrad: dx = dy wᵀ, and Wgrad: dw = xᵀ dy; dy is quantized for each."""
-    kept, key = residuals
+    kept, key, weight_amax = residuals
     mesh = explicit_mesh(dy, *jax.tree.leaves(kept))
     shardings = kept.lhs.sharding, kept.rhs.sharding
-    dx, dw = run_automatic(partial(_gradients, call), mesh, shardings, dy, kept, key)
-    return dx, dw, None
+    dx, dw = run_automatic(partial(_gradients, call), mesh, shardings, dy, kept, key, weight_amax)
+    return dx, dw, None, None
 
 
-def _gradients(call, dy, kept: Kept, key) -> tuple[Array, Array]:
+def _gradients(call, dy, kept: Kept, key, weight_amax) -> tuple[Array, Array]:
     lhs, rhs = kept.lhs, kept.rhs
     x_dims, w_dims = call.dims(lhs, rhs)
     rounded = _rounded_dtype(lhs)
@@ -184,7 +194,8 @@ def _gradients(call, dy, kept: Kept, key) -> tuple[Array, Array]:
     if isinstance(kept.weight, Operand):
         w_ready = scaled(w, kept.weight)
     else:
-        (w_ready,) = ready([(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())], rounded)
+        w_uses = [(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())]
+        (w_ready,) = ready(w_uses, rounded, weight_amax)
     dx = multiply(dy_dgrad, w_ready, lhs.dtype, call.implementation)
     dx = restore(dx, lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
 

@@ -13,12 +13,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from nvfp4_jax.contraction import Axes, Merged
 from nvfp4_jax.kernels.request import Operand, Packed, Request
+from nvfp4_jax.kernels.scales import magnitude_bits
 from nvfp4_jax.kernels.select import select
+from nvfp4_jax.kernels.xla import exact_float32, to_bf16_values
 from nvfp4_jax.precision import GEMMS, OPERANDS, LinearPrecision
 from nvfp4_jax.quantize import signs_for
 from nvfp4_jax.quantizer import Quantizer
@@ -49,6 +52,7 @@ def prepare(
     implementation: str | None,
     uses: Sequence[tuple[Use, Merged]],
     dtype: DTypeLike | None = None,
+    amax: Array | None = None,
 ) -> tuple[Scaled, ...]:
     """One tensor, rounded to `dtype`, as each of its uses wants it.
 
@@ -58,14 +62,30 @@ def prepare(
       implementation: as of `make_dot_general`.
       uses: the merged views are of one and the same array and differ in what they contract.
       dtype: what the tensor is rounded to before anything else; left out, it is as it is.
+      amax: what `amax_bits` says of it, so rounded, where that is known.
     """
     array = uses[0][1].array
     wanted = [(use, view) for use, view in uses if quantizer_of(precision, use) is not None]
-    requests = [request_for(precision, key, use, view) for use, view in wanted]
+    requests = [_told(request_for(precision, key, use, view), amax) for use, view in wanted]
     made = select(implementation).to_operands(array, requests, dtype) if requests else ()
     ready = {use: operand for (use, _), operand in zip(wanted, made, strict=True)}
     high = Operand(array.astype(jnp.bfloat16))
     return tuple(scaled(view.axes, ready.get(use, high)) for use, view in uses)
+
+
+def amax_bits(x: Array, dtype: DTypeLike) -> Array:
+    """The bits of max |x|, an int32 scalar, with x rounded to `dtype`; NaN and infinity survive."""
+    top = jnp.max(magnitude_bits(exact_float32(x)), initial=0)
+    if jnp.dtype(dtype) == jnp.float32:
+        return top
+    rounded = to_bf16_values(lax.bitcast_convert_type(top, jnp.float32))
+    return magnitude_bits(rounded)
+
+
+def _told(request: Request, amax: Array | None) -> Request:
+    """The request with the tensor's amax: its own, unless the tensor is rotated first."""
+    plain = request.quantizer.format == "nvfp4" and not request.quantizer.rht
+    return request._replace(amax=amax) if plain else request
 
 
 def pack(

@@ -76,7 +76,8 @@ def to_operands(
     copies = tuple(_copy(r, x.ndim) for r in requests)
     signs, keys = _signs(requests), _keys(requests)
     static = (copies, round_to_bf16, _capability())
-    amax = _amax_bits(*static)(view, signs)
+    known = [r.amax for r in requests if r.amax is not None]
+    amax = jnp.stack(known) if len(known) == len(requests) else _amax_bits(*static)(view, signs)
     arrays = _operands(*static)(view, amax, signs, keys)
     return tuple(
         Operand(_unviewed(array, x.shape, r), scales.nvfp4_tensor_scale(bits))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int32
 
 from nvfp4_jax.quantizer import Quantizer
 
@@ -22,6 +22,7 @@ class Request(NamedTuple):
     axis: int
     key: Array | None = None  # for stochastic rounding
     signs: Float32[Array, "n"] | None = None  # of the rotation
+    amax: Int32[Array, ""] | None = None  # bits of the largest magnitude, where it is known
 
 
 class Operand(NamedTuple):

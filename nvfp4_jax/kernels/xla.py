@@ -78,7 +78,9 @@ def to_operands(
 
 
 def _to_operand(x: Array, request: Request) -> Operand:
-    values, block_scale, tensor_scale, lengths, shape = round_to_format(x, *request)
+    values, block_scale, tensor_scale, lengths, shape = round_to_format(
+        x, request.quantizer, request.axis, request.key, request.signs, amax=request.amax
+    )
     scaled = values if block_scale is None else values * block_scale
     return Operand(blocks.join(scaled.astype(jnp.bfloat16), lengths, shape), tensor_scale)
 
@@ -86,7 +88,7 @@ def _to_operand(x: Array, request: Request) -> Operand:
 def to_packed(x: Float[Array, "..."], request: Request, dtype: DTypeLike | None = None) -> Packed:
     """`x` rounded to `dtype` and quantized, at its stored size: NVFP4 has 4.5 bits an element."""
     x = x if dtype is None else x.astype(dtype)
-    q = quantize(x, *request)
+    q = quantize(x, request.quantizer, request.axis, request.key, request.signs)
     length, data = q.shape[q.axis], q.data
     if data.dtype == jnp.float4_e2m1fn:
         _, block = request.quantizer.block or (1, 1)
@@ -120,16 +122,19 @@ def dequantize(q: BlockScaledArray, dtype=jnp.float32) -> Array:
 
 
 def round_to_format(
-    x, quantizer: Quantizer, axis: int, key=None, signs=None, random=None
+    x, quantizer: Quantizer, axis: int, key=None, signs=None, random=None, amax=None
 ) -> Rounded:
-    """Steps 1 to 4: every element rounded, with its scales; all in float32."""
+    """Steps 1 to 4: every element rounded, with its scales; all in float32.
+
+    `amax`, the bits of the tensor's largest magnitude, spares the search where it is known.
+    """
     random = random_for(x, quantizer, axis, key) if random is None else random
     x = rotated(x, quantizer, axis, signs) if quantizer.rht else exact_float32(x)
     lengths = blocks.block_lengths(quantizer, x.shape, axis)
     split = blocks.split(x, lengths)
     # Stored, since fused into what follows they would be computed for every element of a block.
     block_scale, tensor_scale, multiplier = lax.optimization_barrier(
-        _scales(split, quantizer, blocks.inner_axes(lengths))
+        _scales(split, quantizer, blocks.inner_axes(lengths), amax)
     )
     limit = jnp.float32(quantizer.element.max)
     y = jnp.clip(split * multiplier, -limit, limit)
@@ -192,13 +197,13 @@ def random_for(x, quantizer: Quantizer, axis: int, key) -> UInt[Array, "..."] | 
     return philox.random_bits(key, shape, quantizer.bits)
 
 
-def _scales(split, quantizer, inner):
+def _scales(split, quantizer, inner, amax):
     """(block scale, tensor scale, multiplier); a scale the format lacks is None."""
     bits = scales.magnitude_bits(split)
     block_amax = jnp.max(bits, axis=inner, keepdims=True, initial=0)
     element, rule = quantizer.element, quantizer.scale
     if quantizer.format == "nvfp4":
-        amax = jnp.max(block_amax, initial=0)
+        amax = jnp.max(block_amax, initial=0) if amax is None else amax
         scale, multiplier = scales.nvfp4_scales(block_amax, amax)
         return scale, scales.nvfp4_tensor_scale(amax), multiplier
     if rule == "amax":

@@ -11,6 +11,7 @@ the traced number of the repeat: the bits are those of the unrolled model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,14 @@ from flax import nnx
 
 from nvfp4_jax.dot_general import make_dot_general
 from nvfp4_jax.keys import layer_hash
+from nvfp4_jax.operands import amax_bits
 from nvfp4_jax.precision import LinearPrecision
+from nvfp4_jax.quantizer import Quantizer
 from nvfp4_jax.recipe import Recipe, linear_layers
 
+_BLOCK = re.compile(r"/(\d+)/")  # a block's number, which a recipe's paths write blocks_3
 Table = tuple[tuple[str, LinearPrecision], ...]
+Amaxes = dict[str, jax.Array]
 Bind = Callable[[Any, tuple[int, ...], jax.Array | None], None]
 
 
@@ -49,32 +54,62 @@ def block_labels(table: Table, blocks: tuple[str, ...]) -> tuple[tuple, ...]:
     return tuple(labels)
 
 
-def make_bind(table: Table, key: jax.Array) -> Bind:
+def weight_amaxes(table: Table, model: nnx.Module) -> Amaxes:
+    """path -> amax of every weight that is quantized under it; found once for many microbatches."""
+    precisions = dict(table)
+    named = [(_BLOCK.sub(r"_\1/", name), linear) for name, linear in linears(model)]
+    return {
+        path: amax_bits(linear.kernel[...], jnp.promote_types(linear.dtype or jnp.float32, jnp.bfloat16))
+        for path, linear in named
+        if _has_plain_weight(precisions[path])
+    }
+
+
+def _has_plain_weight(precision: LinearPrecision) -> bool:
+    weights = precision.fprop.weight, precision.dgrad.weight
+    return any(isinstance(w, Quantizer) and w.format == "nvfp4" and not w.rht for w in weights)
+
+
+def make_bind(table: Table, key: jax.Array, amaxes: Amaxes | None = None) -> Bind:
     """The callback that `models.apply_blocks` calls with each block about to run.
 
     Args:
       table: the precision of every layer.
       key: the microbatch's key (`keys.microbatch_key`), possibly traced.
+      amaxes: of the weights, from `weight_amaxes`; left out, each product finds its own.
     """
     precisions = dict(table)
 
     def bind(block: Any, indices: tuple[int, ...], repeat: jax.Array | None) -> None:
         for name, linear in linears(block):
             paths = [f"blocks_{i}/{name}" for i in indices]
-            bind_linear(linear, precisions[paths[0]], _fold(key, paths, repeat))
+            amax = _gathered(amaxes or {}, paths, repeat)
+            bind_linear(linear, precisions[paths[0]], _fold(key, paths, repeat), amax)
 
     return bind
 
 
-def bind_linear(linear: nnx.Linear, precision: LinearPrecision, key: jax.Array) -> None:
+def bind_linear(
+    linear: nnx.Linear,
+    precision: LinearPrecision,
+    key: jax.Array,
+    amax: jax.Array | None = None,
+) -> None:
     """Let `linear` multiply in `precision`, drawing from `key` if it draws at all."""
-    linear.dot_general = make_dot_general(precision, key=key if precision.needs_key else None)
+    own = key if precision.needs_key else None
+    linear.dot_general = make_dot_general(precision, key=own, weight_amax=amax)
 
 
 def linears(module: Any) -> list[tuple[str, nnx.Linear]]:
     """The linear layers below a module with their paths inside it."""
     nodes = nnx.iter_graph(module)
     return [("/".join(map(str, path)), n) for path, n in nodes if isinstance(n, nnx.Linear)]
+
+
+def _gathered(amaxes: Amaxes, paths: list[str], repeat: jax.Array | None) -> jax.Array | None:
+    if paths[0] not in amaxes:
+        return None
+    return amaxes[paths[0]] if repeat is None else jnp.stack([amaxes[p] for p in paths])[repeat]
 
 
 def _fold(key: jax.Array, paths: list[str], repeat: jax.Array | None) -> jax.Array:

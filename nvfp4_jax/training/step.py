@@ -24,7 +24,14 @@ from flax import nnx
 
 from nvfp4_jax import models
 from nvfp4_jax.keys import layer_key
-from nvfp4_jax.training.binding import Table, bind_linear, block_labels, make_bind
+from nvfp4_jax.training.binding import (
+    Amaxes,
+    Table,
+    bind_linear,
+    block_labels,
+    make_bind,
+    weight_amaxes,
+)
 from nvfp4_jax.training.loss import LOGITS_IN_MEMORY, cross_entropy_sum
 from nvfp4_jax.training.state import Parameters, TrainState, assemble
 
@@ -59,7 +66,12 @@ class Measured(NamedTuple):
 
 
 def loss_sum(
-    program: Program, table: Table, parameters: Parameters, batch: Arrays, key: jax.Array
+    program: Program,
+    table: Table,
+    parameters: Parameters,
+    batch: Arrays,
+    key: jax.Array,
+    amaxes: Amaxes | None = None,
 ) -> jax.Array:
     """The sum of the cross-entropy over a microbatch's unmasked targets, in nats, FP32."""
     model = assemble(program.definition, parameters)
@@ -68,12 +80,12 @@ def loss_sum(
         model,
         model.embed(batch["tokens"]),
         batch["segment_ids"],
-        bind=make_bind(table, key),
+        bind=make_bind(table, key, amaxes),
         repeats=repeats,
         remat=program.remat,
     )
     head_precision = dict(table)["head"]
-    bind_linear(model.head, head_precision, layer_key(key, "head"))
+    bind_linear(model.head, head_precision, layer_key(key, "head"), (amaxes or {}).get("head"))
     # a quantized head has one amax for all its tokens, so they cannot come in chunks
     in_memory = batch["targets"].size * program.config.vocabulary
     return cross_entropy_sum(
@@ -98,15 +110,17 @@ def gradients(
 ) -> tuple[jax.Array, Parameters]:
     """(mean loss, its FP32 gradients) of a batch (microbatches, rows, length)."""
     targets = jnp.maximum(jnp.sum(batch["mask"], dtype=jnp.float32), 1.0)
+    count = batch["tokens"].shape[0]
+    # Weights do not change between the microbatches of a step, and XLA does not see it.
+    amaxes = weight_amaxes(table, assemble(program.definition, parameters)) if count > 1 else None
 
     def one(microbatch: Arrays, index: jax.Array) -> tuple[jax.Array, Parameters]:
         def loss(parameters: Parameters) -> jax.Array:
             key_here = jax.random.fold_in(key, index)
-            return loss_sum(program, table, parameters, microbatch, key_here) / targets
+            return loss_sum(program, table, parameters, microbatch, key_here, amaxes) / targets
 
         return jax.value_and_grad(loss)(parameters)
 
-    count = batch["tokens"].shape[0]
     if count == 1:
         return one({name: array[0] for name, array in batch.items()}, jnp.uint32(0))
 
