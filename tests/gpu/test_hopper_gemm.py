@@ -93,11 +93,16 @@ def test_bits_of_every_tiling(tiling, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [*SMALL, LARGE[3]])
 def test_float32_sums_of_normal_values(shape, layout):
+    """Hopper's tensor cores add 16 products at a time to a sum they cut off at 24 bits.
+
+    Cutting off, unlike rounding, is biased: half of 2^-23 of the sum at each of k / 16 additions.
+    Measured are 8e-6 at k = 7200 and 2.2e-6 at k = 2112.
+    """
     m, n, k = shape
     a, b = normal(4, m, k, layout[0]), normal(5, n, k, layout[1])
     reference = product(a.astype(np.float64), b.astype(np.float64), layout)
     error = run(a, b, layout, (), jnp.float32) - reference
-    assert np.linalg.norm(error) <= 1e-6 * np.linalg.norm(reference)
+    assert np.linalg.norm(error) <= (1e-6 + k / 16 * 2**-24) * np.linalg.norm(reference)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
