@@ -38,9 +38,15 @@ def capability() -> Capability | None:
     target = jax.sharding.get_abstract_mesh().abstract_device
     if target is not None:
         return by_name(target.device_kind) if target.platform == "gpu" else None
-    if jax.default_backend() != "gpu":
+    if jax.default_backend() != "gpu" or _told_to_use_a_cpu():
         return None
     return _parsed(str(getattr(jax.local_devices()[0], "compute_capability", "")))
+
+
+def _told_to_use_a_cpu() -> bool:
+    """Whether `jax.default_device` says so on a machine that has a GPU."""
+    chosen = jax.config.jax_default_device
+    return chosen is not None and "cpu" in str(getattr(chosen, "platform", chosen))
 
 
 @cache

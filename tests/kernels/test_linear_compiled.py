@@ -1,0 +1,159 @@
+"""A whole linear layer compiled for GPUs that are not here: which kernels it is made of."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import nvfp4_jax as nvfp4
+from nvfp4_jax import LinearPrecision, Quantizer
+from nvfp4_jax.kernels import capability, select
+from nvfp4_jax.operands import amax_bits
+from tests.gemm.precisions import PAPER
+from tests.gpu_compile import H100
+
+A100 = (
+    H100.replace("major: 9", "major: 8")
+    .replace("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
+    .replace("shared_memory_per_block_optin: 232448", "shared_memory_per_block_optin: 166912")
+    .replace("shared_memory_per_core: 233472", "shared_memory_per_core: 167936")
+    .replace("core_count: 132", "core_count: 108")
+)
+NUMBERS = (((1,), (0,)), ((), ()))
+SHAPES = ((512, 256), (256, 384), (512, 384))
+
+
+@cache
+def mesh(target: str) -> Mesh:
+    topology = topologies.get_topology_desc(
+        "one", platform="cuda", target_config=target, topology="1x1x1"
+    )
+    return Mesh(np.asarray(topology.devices), ("device",))
+
+
+def compiled(target: str, run, *shapes_and_dtypes) -> str:
+    """The optimized HLO of `run`, traced and compiled for a GPU by its description."""
+    placed = NamedSharding(mesh(target), PartitionSpec())
+    arguments = [jax.ShapeDtypeStruct(s, d, sharding=placed) for s, d in shapes_and_dtypes]
+    with jax.sharding.use_abstract_mesh(mesh(target).abstract_mesh):
+        text = jax.jit(run).lower(*arguments).compile().as_text()
+    assert text is not None
+    return text
+
+
+def linear(precision: LinearPrecision):
+    def run(x, w, dy, key):
+        dot = nvfp4.make_dot_general(precision, jax.random.wrap_key_data(key))
+        y, pull = jax.vjp(lambda x, w: dot(x, w, NUMBERS), x, w)
+        return (y, *pull(dy))
+
+    x, w, dy = SHAPES
+    return run, (x, jnp.bfloat16), (w, jnp.float32), (dy, jnp.bfloat16), ((2,), jnp.uint32)
+
+
+def calls(hlo: str, target: str) -> list[str]:
+    return [line for line in hlo.splitlines() if f'custom_call_target="{target}' in line]
+
+
+def test_on_hopper_a_linear_is_six_quantizing_kernels_and_three_products():
+    """Two for each of x, w and dy; no tensor is transposed, copied or scaled on its own."""
+    hlo = compiled(H100, *linear(PAPER))
+    assert len(calls(hlo, "triton_kernel_call")) == 6
+    assert len(calls(hlo, "mosaic_gpu")) == 3
+    for rows, columns in SHAPES:
+        moved = re.findall(rf"= \w+\[{rows},{columns}\]\S* (\w+)\(", hlo)
+        assert not {"transpose", "copy", "multiply", "convert"} & set(moved)
+
+
+def test_on_ampere_the_products_are_xlas():
+    hlo = compiled(A100, *linear(PAPER))
+    assert len(calls(hlo, "triton_kernel_call")) == 6
+    assert not calls(hlo, "mosaic_gpu")
+
+
+def test_what_has_no_fused_kernel_runs_as_the_definition():
+    mxfp4 = Quantizer("mxfp4")
+    hlo = compiled(H100, *linear(LinearPrecision(fprop=nvfp4.Gemm(input=mxfp4, weight=mxfp4))))
+    assert not calls(hlo, "triton_kernel_call")
+
+
+def test_a_weight_whose_amax_is_known_is_read_once():
+    """Within a scan over microbatches XLA does not move the search out; we do."""
+
+    def run(xs, w, dys, key):
+        amax = amax_bits(w, jnp.bfloat16)
+
+        def microbatch(total, arrays):
+            x, dy = arrays
+            dot = nvfp4.make_dot_general(PAPER, jax.random.wrap_key_data(key), weight_amax=amax)
+            y, pull = jax.vjp(lambda x, w: dot(x, w, NUMBERS), x, w)
+            return total + pull(dy + y)[1], None
+
+        return jax.lax.scan(microbatch, jnp.zeros(w.shape, jnp.float32), (xs, dys))[0]
+
+    x, w, dy = SHAPES
+    hlo = compiled(
+        H100,
+        run,
+        ((4, *x), jnp.bfloat16),
+        (w, jnp.float32),
+        ((4, *dy), jnp.bfloat16),
+        ((2,), jnp.uint32),
+    )
+    reads = [line for line in calls(hlo, "triton_kernel_call") if "f32[1,256,384]" in line]
+    assert reads
+    assert not [line for line in reads if re.search(r"= s32\[", line)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA A100-SXM4-80GB", (8, 0)),
+        ("NVIDIA H100 80GB HBM3", (9, 0)),
+        ("NVIDIA H200", (9, 0)),
+        ("NVIDIA GH200 480GB", (9, 0)),
+        ("NVIDIA L40S", (8, 9)),
+        ("NVIDIA B200", (10, 0)),
+        ("NVIDIA GB300", (10, 3)),
+        ("Tesla T4", None),
+    ],
+)
+def test_gpus_by_name(name, expected):
+    assert capability.by_name(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (None, "needs an NVIDIA GPU, and JAX sees none"),
+        ((7, 5), "is for compute capability 8.0 to 9.x, and this GPU has 7.5"),
+        ((10, 0), "is for compute capability 8.0 to 9.x, and this GPU has 10.0"),
+    ],
+)
+def test_a_name_that_cannot_run_says_why(monkeypatch, found, reason):
+    monkeypatch.setattr(select, "capability", lambda: found)
+    with pytest.raises(ValueError, match=reason):
+        select.select("triton")
+    assert select.best() == ("xla", f"triton {reason}")
+    assert select.select(None) is select.select("xla")
+
+
+def test_without_its_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(select, "capability", lambda: (9, 0))
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"install nvfp4_jax\[cuda\]"):
+        select.select("triton")
+
+
+def test_the_fallback_of_a_quantizer_is_told(monkeypatch):
+    monkeypatch.setattr(select, "capability", lambda: (9, 0))
+    assert select.fallback(Quantizer()) is None
+    assert "for nvfp4, not mxfp4" in str(select.fallback(Quantizer("mxfp4")))
+    assert "rotate 16 elements, not 32" in str(select.fallback(Quantizer(rht=32)))
