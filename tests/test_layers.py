@@ -24,7 +24,7 @@ PICTURE = {
     6: "training/ bench/",  #              consumes models and recipes
     5: "promotion linen nnx",  #           the two doors into Flax
     4: "recipe/",  #                       which layer, when, how
-    3: "precision quantize operands product residuals dot_general einsum",  # layer -> GEMM -> operand
+    3: "precision quantize operands product residuals dot_general einsum",  # GEMM by GEMM
     2: "kernels/",  #                      one file an op and implementation
     1: "quantizer block_scaled packing",  # how a tensor becomes codes, and what it becomes
     0: "formats division rounding philox materialize hadamard axes contraction keys",

@@ -59,7 +59,9 @@ def weight_amaxes(table: Table, model: nnx.Module) -> Amaxes:
     precisions = dict(table)
     named = [(_BLOCK.sub(r"_\1/", name), linear) for name, linear in linears(model)]
     return {
-        path: amax_bits(linear.kernel[...], jnp.promote_types(linear.dtype or jnp.float32, jnp.bfloat16))
+        path: amax_bits(
+            linear.kernel[...], jnp.promote_types(linear.dtype or jnp.float32, jnp.bfloat16)
+        )
         for path, linear in named
         if _has_plain_weight(precisions[path])
     }

@@ -49,8 +49,8 @@ def test_a_gradient_going_back(parts, monkeypatch):
     """A product that is right going forward and gives NaN going back, in one layer."""
     make = binding.make_dot_general
 
-    def planted(precision, key):
-        multiply = make(precision, key=key)
+    def planted(precision, key, weight_amax):
+        multiply = make(precision, key=key, weight_amax=weight_amax)
         if not precision.quantized:
             return multiply
 
