@@ -86,16 +86,16 @@ def make_dot_general(
         by every microbatch of a step. It must be right: nothing checks it.
 
     Raises:
-      ValueError: a key is needed and missing, or the implementation cannot run here. The returned
-        function raises on arguments it cannot honour: a `precision` other than the default, or
-        operands that are not floats.
+      ValueError: a key is needed and missing, or the implementation cannot run here or does not
+        do a quantizer of this precision. The returned function raises on arguments it cannot
+        honour: a `precision` other than the default, or operands that are not floats.
     """
     if linear_precision.needs_key and key is None:
         raise ValueError(
             "this precision draws random numbers (stochastic rounding or random signs); "
             "pass key=jax.random.key(...) to make_dot_general"
         )
-    select(implementation)
+    select(implementation, linear_precision.quantizers)
 
     def dot_general(
         lhs: Array,

@@ -95,9 +95,14 @@ class LinearPrecision:
     @property
     def needs_key(self) -> bool:
         """Whether any operand draws random numbers."""
+        return any(quantizer.needs_key for quantizer in self.quantizers)
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Those of all operands that are not bf16."""
         gemms = [getattr(self, name) for name in GEMMS]
         operands = [getattr(gemm, name) for gemm in gemms for name in OPERANDS]
-        return any(isinstance(q, Quantizer) and q.needs_key for q in operands)
+        return tuple(q for q in operands if isinstance(q, Quantizer))
 
 
 def rotation(operand: Operand) -> tuple[int, str]:

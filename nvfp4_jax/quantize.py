@@ -58,7 +58,7 @@ def quantize(
     """
     x, axis = _checked(x, axis)
     _check_key(quantizer, key)
-    kernel = select(implementation)
+    kernel = select(implementation, (quantizer,))
     mesh = explicit_mesh(x)
 
     def run(x, key):

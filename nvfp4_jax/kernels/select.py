@@ -5,14 +5,15 @@
 | xla    | the definition, in plain JAX  | everywhere                                       |
 | triton | fused kernels, the same bits  | NVIDIA GPUs of compute capability 8.0 to 9.x     |
 
-The choice is made while a function is traced, for the GPU that `capability` sees. Within `triton`,
-a quantizer that has no fused kernel runs as `xla`; `fallback` says why.
+The choice is made while a function is traced, for the GPU that `capability` sees. Where nothing
+was named, a quantizer that has no fused kernel runs as `xla`; `fallback` says why.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterable
 from functools import cache
 from types import ModuleType
 
@@ -30,11 +31,12 @@ def unsupported(implementation: str) -> str | None:
     return None if implementation == "xla" else _no_triton()
 
 
-def select(implementation: str | None) -> ModuleType:
+def select(implementation: str | None, quantizers: Iterable[Quantizer] = ()) -> ModuleType:
     """The module with `quantize`, `to_operands`, `to_packed`, `from_packed` and `dequantize`.
 
     Raises:
-      ValueError: the named implementation does not exist or cannot run here; the reason is given.
+      ValueError: the named implementation does not exist, cannot run here, or does not do one of
+        these quantizers; the reason is given.
     """
     if implementation is None:
         implementation, reason = best()
@@ -42,6 +44,11 @@ def select(implementation: str | None) -> ModuleType:
             _say_once(f"quantizing in plain XLA: {reason}")
     elif reason := unsupported(implementation):
         raise ValueError(f"implementation = {implementation!r} {reason}")
+    elif implementation == "triton" and (reasons := list(filter(None, map(fallback, quantizers)))):
+        raise ValueError(
+            f"implementation = 'triton': {reasons[0]}; leave implementation out, and such "
+            "quantizers run as xla"
+        )
     return xla if implementation == "xla" else _fused()
 
 

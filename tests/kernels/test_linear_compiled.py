@@ -26,6 +26,7 @@ A100 = (
     .replace("shared_memory_per_core: 233472", "shared_memory_per_core: 167936")
     .replace("core_count: 132", "core_count: 108")
 )
+KEY = jax.random.key(0)
 NUMBERS = (((1,), (0,)), ((), ()))
 SHAPES = ((512, 256), (256, 384), (512, 384))
 
@@ -150,6 +151,16 @@ def test_without_its_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(select.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"install nvfp4_jax\[cuda\]"):
         select.select("triton")
+
+
+def test_a_name_does_what_it_says_or_says_why_not(monkeypatch):
+    monkeypatch.setattr(select, "capability", lambda: (9, 0))
+    mxfp4 = LinearPrecision(fprop=nvfp4.Gemm(input=Quantizer("mxfp4"), weight=Quantizer()))
+    with pytest.raises(ValueError, match=r"'triton': .* for nvfp4, not mxfp4; leave .* out"):
+        nvfp4.make_dot_general(mxfp4, implementation="triton")
+    with pytest.raises(ValueError, match=r"rotate 16 elements, not 64"):
+        nvfp4.quantize(jnp.ones((64, 64)), Quantizer(rht=64), key=KEY, implementation="triton")
+    assert callable(nvfp4.make_dot_general(mxfp4))
 
 
 def test_the_fallback_of_a_quantizer_is_told(monkeypatch):
