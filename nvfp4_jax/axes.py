@@ -7,6 +7,7 @@ we hand the inside to the automatic partitioner and say only how the result is l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,16 +47,18 @@ def fitting_sharding(mesh: Any, spec: PartitionSpec, shape: tuple[int, ...]) -> 
         mesh,
         PartitionSpec(
             *(
-                entry if size % _devices(mesh, entry) == 0 else None
+                entry if size % shard_count(mesh, axis_names(entry)) == 0 else None
                 for size, entry in zip(shape, entries, strict=True)
             )
         ),
     )
 
 
-def _devices(mesh, entry) -> int:
-    names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-    count = 1
-    for name in names:
-        count *= mesh.shape[name]
-    return count
+def axis_names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one entry of a PartitionSpec names."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def shard_count(mesh: Any, names: tuple[str, ...]) -> int:
+    """Into how many parts these mesh axes split what is sharded over them."""
+    return math.prod(mesh.shape[name] for name in names)

@@ -18,11 +18,10 @@ from functools import cache
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, UInt, UInt32
 
-from nvfp4_jax import hadamard, packing, philox
+from nvfp4_jax import hadamard, philox
 from nvfp4_jax.block_scaled import BlockScaledArray
 from nvfp4_jax.kernels import mapped, partitioned, scales, xla
 from nvfp4_jax.kernels.capability import capability
@@ -97,9 +96,9 @@ def quantize(
     if random is not None or unsupported(quantizer, x.shape, axis):
         return xla.quantize(x, quantizer, axis, key, signs, random)
     kept = to_packed(x, Request(quantizer, axis, key, signs))
-    data = jnp.moveaxis(packing.unpack(jnp.moveaxis(kept.codes, kept.axis, -1)), -1, kept.axis)
-    data = lax.slice_in_dim(data, 0, kept.length, axis=axis % x.ndim)
-    return BlockScaledArray(data, kept.block_scale, kept.tensor_scale, quantizer, kept.axis)
+    return BlockScaledArray(
+        xla.codes_of(kept), kept.block_scale, kept.tensor_scale, quantizer, kept.axis
+    )
 
 
 def to_packed(x: Float[Array, "..."], request: Request, dtype: DTypeLike | None = None) -> Packed:

@@ -11,7 +11,6 @@ On one device, and inside `shard_map` (where a shard *is* the tensor), the kerne
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from functools import cache, partial
@@ -23,6 +22,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from nvfp4_jax.axes import axis_names, shard_count
 from nvfp4_jax.kernels import launch
 from nvfp4_jax.kernels.launch import Copy
 
@@ -63,49 +63,48 @@ def operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) -> 
     `keys` is uint32 (copies, 2); the row of a copy that rounds to nearest is not read.
     """
 
-    def local(x: Array, amax: Array, signs: Array, keys: Array) -> tuple[Array, ...]:
-        return at(((), (), ()), {}, x, amax, signs, keys)
+    def run(x: Array, *rest: Any) -> tuple[Array, ...]:
+        return launch.operands(
+            x, copies, *rest, round_to_bf16=round_to_bf16, compute_capability=capability
+        )
 
-    def at(entries: Entries, sizes: Any, x: Array, amax: Array, signs: Array, keys: Array):
-        rows = x.shape[1] * _shards(entries[1], sizes)
-        start = _start(x, entries)
-        return launch.operands(x, copies, amax, signs, keys, start, rows, round_to_bf16, capability)
-
-    def partition(mesh: Any, arguments: Any, result: Any):
-        x, *rest = arguments
-        entries = _entries(x.shape, x, mesh, copies)
-
-        whole = NamedSharding(mesh, PartitionSpec())
-        placed = _placed(mesh, entries)
-        shard = partial(at, entries, mesh.shape)
-        return mesh, shard, (placed,) * len(copies), (placed, *(whole for _ in rest))
-
-    call = custom_partitioning(local)
-    call.def_partition(partition, sharding_rule=partial(_operands_rule, copies))
-    return call
+    return _splitting(run, copies, len(copies), partial(_operands_rule, copies))
 
 
 @cache
 def packed(copy: Copy, round_to_bf16: bool, capability: int) -> Callable:
     """f(x, amax, signs, keys) -> (codes, scales): `launch.packed` of the whole tensor."""
 
-    def at(entries: Entries, sizes: Any, x: Array, amax: Array, signs: Array, keys: Array):
-        rows = x.shape[1] * _shards(entries[1], sizes)
-        start = _start(x, entries)
-        return launch.packed(x, copy, amax, signs, keys, start, rows, round_to_bf16, capability)
+    def run(x: Array, *rest: Any) -> tuple[Array, ...]:
+        return launch.packed(
+            x, copy, *rest, round_to_bf16=round_to_bf16, compute_capability=capability
+        )
 
-    def local(x: Array, amax: Array, signs: Array, keys: Array) -> tuple[Array, Array]:
-        return at(((), (), ()), {}, x, amax, signs, keys)
+    return _splitting(run, (copy,), 2, partial(_packed_rule, copy))
+
+
+def _splitting(run: Callable, copies: tuple[Copy, ...], results: int, rule: Callable) -> Callable:
+    """f(x, amax, signs, keys) as `run(x, amax, signs, keys, start, rows)` of every shard.
+
+    All results are sharded as x is; `start` is the shard's place, `rows` those of the whole.
+    """
+
+    def at(entries: Entries, mesh: Any, x: Array, *rest: Array) -> tuple[Array, ...]:
+        rows = x.shape[1] * shard_count(mesh, entries[1])
+        return run(x, *rest, _start(x, entries), rows)
+
+    def local(x: Array, amax: Array, signs: Array, keys: Array) -> tuple[Array, ...]:
+        return at(((), (), ()), None, x, amax, signs, keys)
 
     def partition(mesh: Any, arguments: Any, result: Any):
         x, *rest = arguments
-        entries = _entries(x.shape, x, mesh, (copy,))
+        entries = _entries(x.shape, x, mesh, copies)
         whole, placed = NamedSharding(mesh, PartitionSpec()), _placed(mesh, entries)
-        shard = partial(at, entries, mesh.shape)
-        return mesh, shard, (placed, placed), (placed, *(whole for _ in rest))
+        shard = partial(at, entries, mesh)
+        return mesh, shard, (placed,) * results, (placed, *(whole for _ in rest))
 
     call = custom_partitioning(local)
-    call.def_partition(partition, sharding_rule=partial(_packed_rule, copy))
+    call.def_partition(partition, sharding_rule=rule)
     return call
 
 
@@ -124,7 +123,7 @@ def unpacked(copy: Copy, length: int, capability: int) -> Callable:
     def partition(mesh: Any, arguments: Any, result: Any):
         entries = _entries(result.shape, arguments[0], mesh, (copy,))
         placed = _placed(mesh, entries)
-        shards = _shards(entries[1 if copy.axis == "rows" else 2], mesh.shape)
+        shards = shard_count(mesh, entries[1 if copy.axis == "rows" else 2])
         return mesh, partial(at, shards), placed, (placed, placed)
 
     call = custom_partitioning(local)
@@ -205,8 +204,8 @@ def _entries(shape: tuple[int, ...], x: Any, mesh: Any, copies: tuple[Copy, ...]
     spec = tuple(x.sharding.spec) + (None,) * (3 - len(x.sharding.spec))
     kept = []
     for size, entry, unit in zip(shape, spec, _units(copies), strict=True):
-        names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-        kept.append(names if size % (_shards(names, mesh.shape) * unit) == 0 else ())
+        names = axis_names(entry)
+        kept.append(names if size % (shard_count(mesh, names) * unit) == 0 else ())
     return tuple(kept)
 
 
@@ -230,7 +229,3 @@ def _start(x: Array, entries: Entries) -> Array:
 
 def _index(names: tuple[str, ...]) -> Array:
     return lax.axis_index(names).astype(jnp.uint32) if names else jnp.uint32(0)
-
-
-def _shards(names: tuple[str, ...], sizes: Any) -> int:
-    return math.prod(sizes[name] for name in names)

@@ -12,7 +12,6 @@ sums are added up before anything is scaled, and left scattered if the result is
 
 from __future__ import annotations
 
-import math
 from functools import cache, partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from nvfp4_jax.axes import axis_names, shard_count
 from nvfp4_jax.kernels import hopper_gemm
 from nvfp4_jax.kernels.capability import capability
 
@@ -129,20 +129,15 @@ def _names(array: Any, axis: int, mesh: Any) -> Names:
     """The mesh axes that an axis is sharded over, if they divide it."""
     if not isinstance(array.sharding, NamedSharding) or axis >= len(array.sharding.spec):
         return ()
-    entry = array.sharding.spec[axis]
-    names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-    return names if array.shape[axis] % _size(names, mesh) == 0 else ()
+    names = axis_names(array.sharding.spec[axis])
+    return names if array.shape[axis] % shard_count(mesh, names) == 0 else ()
 
 
 def _scatter_axis(result: Any, k: Names, kept: tuple[Names, Names], mesh: Any) -> int | None:
     """The axis of the result over which partial sums may stay scattered: it ends with k's."""
     for axis, names in enumerate(kept):
         wanted = _names(result, axis, mesh)
-        divides = result.shape[axis] % _size((*names, *k), mesh) == 0
+        divides = result.shape[axis] % shard_count(mesh, (*names, *k)) == 0
         if k and wanted == (*names, *k) and divides:
             return axis
     return None
-
-
-def _size(names: Names, mesh: Any) -> int:
-    return math.prod(mesh.shape[name] for name in names)

@@ -101,12 +101,17 @@ def to_packed(x: Float[Array, "..."], request: Request, dtype: DTypeLike | None 
 
 def from_packed(kept: Packed) -> Operand:
     """The operand that `to_operands` would have made of the same tensor, bit for bit."""
-    data, axis = kept.codes, kept.axis
-    if data.dtype == jnp.uint8:
-        data = jnp.moveaxis(packing.unpack(jnp.moveaxis(data, axis, -1)), -1, axis)
-        data = lax.slice_in_dim(data, 0, kept.length, axis=axis % data.ndim)
-    q = BlockScaledArray(data, kept.block_scale, None, kept.quantizer, axis)
+    q = BlockScaledArray(codes_of(kept), kept.block_scale, None, kept.quantizer, kept.axis)
     return Operand(dequantize(q, jnp.bfloat16), kept.tensor_scale)
+
+
+def codes_of(kept: Packed) -> Array:
+    """One code an element, in the element's dtype and without the padding of the packed ones."""
+    data, axis = kept.codes, kept.axis
+    if data.dtype != jnp.uint8:
+        return data
+    data = jnp.moveaxis(packing.unpack(jnp.moveaxis(data, axis, -1)), -1, axis)
+    return lax.slice_in_dim(data, 0, kept.length, axis=axis % data.ndim)
 
 
 def dequantize(q: BlockScaledArray, dtype=jnp.float32) -> Array:

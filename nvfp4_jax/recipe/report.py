@@ -15,7 +15,6 @@ import msgspec
 
 from nvfp4_jax.kernels.select import best, fallback
 from nvfp4_jax.precision import GEMMS, OPERANDS_OF, LinearPrecision
-from nvfp4_jax.quantizer import Quantizer
 from nvfp4_jax.recipe.table import text_table
 
 if TYPE_CHECKING:
@@ -181,14 +180,9 @@ def _implementation(explanation: Explanation) -> list[str]:
     """What quantizes on this machine, and what falls back to plain XLA, with the reason."""
     name, reason = best()
     lines = [f"implementation on this machine: {name}" + (f" ({reason})" if reason else "")]
-    operands = {
-        getattr(getattr(layer.precision, gemm), operand)
-        for layer in explanation.layers
-        for gemm in GEMMS
-        for operand in OPERANDS_OF[gemm]
-    }
-    quantizers = sorted((q for q in operands if isinstance(q, Quantizer)), key=str)
-    return lines + [f"  {q} as xla: {why}" for q in quantizers if (why := fallback(q))]
+    quantizers = {q for layer in explanation.layers for q in layer.precision.quantizers}
+    ordered = sorted(quantizers, key=str)
+    return lines + [f"  {q} as xla: {why}" for q in ordered if (why := fallback(q))]
 
 
 def _used(explanation: Explanation) -> set[str]:
