@@ -45,10 +45,11 @@ from nvfp4_jax.axes import explicit_mesh, run_automatic
 from nvfp4_jax.contraction import Dims, merge, merged_axes, operand_dims, restore
 from nvfp4_jax.kernels.request import Operand, Packed
 from nvfp4_jax.kernels.select import select
-from nvfp4_jax.operands import Use, pack, prepare, scaled
+from nvfp4_jax.operands import Scaled, Use, pack, prepare, scaled
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.product import multiply
 from nvfp4_jax.residuals import Keep, Kept, kept_shardings, named, plan
+from nvfp4_jax.scopes import gemm_scope, quantize_scope
 
 DotGeneral = Callable[..., Array]
 
@@ -62,6 +63,7 @@ def make_dot_general(
     key: Array | None = None,
     implementation: str | None = None,
     weight_amax: Array | None = None,
+    name: str | None = None,
 ) -> DotGeneral:
     """A `lax.dot_general` whose three GEMMs run in `linear_precision`.
 
@@ -84,6 +86,8 @@ def make_dot_general(
       weight_amax: int32 bits of the weight's largest magnitude as it is quantized, from
         `operands.amax_bits`, for a weight that is multiplied often between two changes, such as
         by every microbatch of a step. It must be right: nothing checks it.
+      name: the layer's path, under which profiles and `explain --compiled` show its products; it
+        changes nothing else.
 
     Raises:
       ValueError: a key is needed and missing, or the implementation cannot run here or does not
@@ -110,7 +114,7 @@ def make_dot_general(
         dtype = jnp.dtype(preferred_element_type or lhs.dtype)
         numbers = _hashable(dimension_numbers)
         sharding = _output_sharding(lhs, rhs, numbers, out_sharding)
-        call = _Call(linear_precision, numbers, dtype, implementation, sharding)
+        call = _Call(linear_precision, numbers, dtype, implementation, sharding, name)
         return _linear(call, lhs, rhs, key, weight_amax)
 
     return dot_general
@@ -125,6 +129,7 @@ class _Call:
     dtype: Any
     implementation: str | None
     sharding: Any
+    name: str | None
 
     def dims(self, lhs: Any, rhs: Any) -> tuple[Dims, Dims]:
         return operand_dims(self.numbers, lhs.shape, rhs.shape)
@@ -161,16 +166,23 @@ def _fprop(
     """y = x w, and what is kept of x and w unless it is they themselves."""
     x_dims, w_dims = call.dims(lhs, rhs)
     x, w = merge(lhs, x_dims), merge(rhs, w_dims)
-    ready = partial(prepare, call.precision, key, call.implementation)
     uses = [(FPROP_INPUT, x), (WGRAD_INPUT, x.swapped())]
-    x_ready, *others = ready(uses if keep.input == "operand" else uses[:1])
-    (w_ready,) = ready([(FPROP_WEIGHT, w)], _rounded_dtype(lhs), weight_amax)
-    y = multiply(x_ready, w_ready, call.dtype, call.implementation)
+    with gemm_scope(call.name, "fprop"):
+        x_ready, *others = _ready(call, key, uses if keep.input == "operand" else uses[:1])
+        (w_ready,) = _ready(call, key, [(FPROP_WEIGHT, w)], _rounded_dtype(lhs), weight_amax)
+        y = multiply(x_ready, w_ready, call.dtype, call.implementation)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
     kept_x = others[0].operand if others else None
     if keep.input == "packed":
-        kept_x = pack(call.precision, key, call.implementation, *uses[1])
+        with gemm_scope(call.name, "wgrad"), quantize_scope("input"):
+            kept_x = pack(call.precision, key, call.implementation, *uses[1])
     return y.reshape(shape), kept_x, w_ready.operand if keep.weight == "operand" else None
+
+
+def _ready(call, key, uses, dtype=None, amax=None) -> tuple[Scaled, ...]:
+    """One tensor as each of its uses wants it; see `operands.prepare`."""
+    with quantize_scope(uses[0][0].operand):
+        return prepare(call.precision, key, call.implementation, uses, dtype, amax)
 
 
 def _backward(call, residuals, dy):
@@ -183,32 +195,40 @@ def _backward(call, residuals, dy):
 
 
 def _gradients(call, dy, kept: Kept, key, weight_amax) -> tuple[Array, Array]:
-    lhs, rhs = kept.lhs, kept.rhs
-    x_dims, w_dims = call.dims(lhs, rhs)
-    rounded = _rounded_dtype(lhs)
-    ready = partial(prepare, call.precision, key, call.implementation)
+    x_dims, _ = call.dims(kept.lhs, kept.rhs)
     y = merge(dy, _product_dims(x_dims, dy.ndim))
-    dy_dgrad, dy_wgrad = ready([(DGRAD_GRAD, y), (WGRAD_GRAD, y.swapped())], rounded)
+    uses = [(DGRAD_GRAD, y), (WGRAD_GRAD, y.swapped())]
+    with gemm_scope(call.name, "dgrad"):
+        dy_dgrad, dy_wgrad = _ready(call, key, uses, _rounded_dtype(kept.lhs))
+        dx = _dgrad(call, dy_dgrad, kept, key, weight_amax)
+    with gemm_scope(call.name, "wgrad"):
+        dw = _wgrad(call, dy_wgrad, kept, key)
+    return dx, dw
 
-    w = merged_axes(w_dims).swapped()
+
+def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax) -> Array:
+    x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
     if isinstance(kept.weight, Operand):
-        w_ready = scaled(w, kept.weight)
+        w_ready = scaled(merged_axes(w_dims).swapped(), kept.weight)
     else:
-        w_uses = [(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())]
-        (w_ready,) = ready(w_uses, rounded, weight_amax)
-    dx = multiply(dy_dgrad, w_ready, lhs.dtype, call.implementation)
-    dx = restore(dx, lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
+        uses = [(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())]
+        (w_ready,) = _ready(call, key, uses, _rounded_dtype(kept.lhs), weight_amax)
+    dx = multiply(dy, w_ready, kept.lhs.dtype, call.implementation)
+    return restore(dx, kept.lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
 
+
+def _wgrad(call, dy: Scaled, kept: Kept, key) -> Array:
+    x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
     x = merged_axes(x_dims).swapped()
     if isinstance(kept.input, Packed):
-        x_ready = scaled(x, select(call.implementation).from_packed(kept.input))
+        with quantize_scope("input"):
+            x_ready = scaled(x, select(call.implementation).from_packed(kept.input))
     elif isinstance(kept.input, Operand):
         x_ready = scaled(x, kept.input)
     else:
-        (x_ready,) = ready([(WGRAD_INPUT, merge(kept.input, x_dims).swapped())])
-    dw = multiply(x_ready, dy_wgrad, rhs.dtype, call.implementation)
-    dw = restore(dw, rhs.shape, (*w_dims.batch, *w_dims.contract, *w_dims.free))
-    return dx, dw
+        (x_ready,) = _ready(call, key, [(WGRAD_INPUT, merge(kept.input, x_dims).swapped())])
+    dw = multiply(x_ready, dy, kept.rhs.dtype, call.implementation)
+    return restore(dw, kept.rhs.shape, (*w_dims.batch, *w_dims.contract, *w_dims.free))
 
 
 _linear.defvjp(_forward, _backward)

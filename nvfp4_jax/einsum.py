@@ -23,6 +23,7 @@ def make_einsum(
     linear_precision: LinearPrecision,
     key: Array | None = None,
     implementation: str | None = None,
+    name: str | None = None,
 ) -> Callable[..., Array]:
     """An `einsum(equation, input, weight)` whose three GEMMs run in `linear_precision`.
 
@@ -32,7 +33,7 @@ def make_einsum(
       ValueError: (the returned function) an equation of other than two operands, a label twice in
         one operand, or a label that only one operand has and the output lacks.
     """
-    dot_general = make_dot_general(linear_precision, key, implementation)
+    dot_general = make_dot_general(linear_precision, key, implementation, name=name)
 
     def einsum(
         equation: str,

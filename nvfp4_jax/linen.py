@@ -57,7 +57,7 @@ class RecipeDotGeneral(nn.Module):
         path = "/".join(self.path[:-1])
         linear_precision = self.recipe.resolve(path, self.num_blocks).precision
         key = self._key(path) if linear_precision.needs_key else None
-        dot_general = make_dot_general(linear_precision, key, self.implementation)
+        dot_general = make_dot_general(linear_precision, key, self.implementation, name=path)
         return dot_general(
             lhs,
             rhs,

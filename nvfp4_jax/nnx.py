@@ -38,15 +38,18 @@ class RecipeOperation(nnx.Module):
         precision: LinearPrecision,
         key: jax.Array | None,
         implementation: str | None,
+        name: str | None = None,
     ):
         self.make = make
         self.precision = precision
         self.implementation = implementation
+        self.name = name
         self.stream = None if key is None else nnx.RngStream(key, tag="sr")
 
     def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
         key = None if self.stream is None else self.stream()
-        return self.make(self.precision, key, self.implementation)(*args, **kwargs)
+        made = self.make(self.precision, key, self.implementation, name=self.name)
+        return made(*args, **kwargs)
 
 
 def apply_recipe(
@@ -99,7 +102,7 @@ def _equip(layer, path, precision, base, implementation):
     key = layer_key(base, path) if precision.needs_key else None
     is_einsum = isinstance(layer, nnx.Einsum)
     make = make_einsum if is_einsum else make_dot_general
-    operation = nnx.data(RecipeOperation(make, precision, key, implementation))
+    operation = nnx.data(RecipeOperation(make, precision, key, implementation, path))
     if is_einsum:
         layer.einsum_op = operation
     else:

@@ -12,35 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 85029158912
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+from nvfp4_jax.compile_for import compile_for, mesh_of
+from nvfp4_jax.gpus import find_gpu
+
+H100 = find_gpu("h100").target_config
 
 
 @dataclass(frozen=True)
@@ -57,15 +33,7 @@ class Instruction:
 
 def compile_for_h100(f: Callable, *arguments: jax.ShapeDtypeStruct) -> str:
     """The optimized HLO of `f`, as text."""
-    topology = topologies.get_topology_desc(
-        "h100", platform="cuda", target_config=H100, topology="1x1x1"
-    )
-    mesh = Mesh(np.asarray(topology.devices), ("device",))
-    placed = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-        for a in arguments
-    ]
-    text = jax.jit(f).lower(*placed).compile().as_text()
+    text = compile_for(mesh_of("h100"), f, *arguments).as_text()
     assert text is not None
     return text
 

@@ -26,8 +26,8 @@ PICTURE = {
     4: "recipe/",  #                       which layer, when, how
     3: "precision quantize operands product residuals dot_general einsum",  # GEMM by GEMM
     2: "kernels/",  #                      one file an op and implementation
-    1: "quantizer block_scaled packing",  # how a tensor becomes codes, and what it becomes
-    0: "formats division rounding philox materialize hadamard axes contraction keys",
+    1: "quantizer block_scaled packing gpus compile_for",  # what a tensor becomes, and for which GPU
+    0: "formats division rounding philox materialize hadamard axes contraction keys scopes",
 }
 BESIDE = "models/"  # imports nothing of the house; levels 6 and 7 import it
 KNOW_FLAX = (5, 6, 7)

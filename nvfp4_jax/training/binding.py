@@ -26,6 +26,7 @@ from nvfp4_jax.operands import amax_bits
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.quantizer import Quantizer
 from nvfp4_jax.recipe import Recipe, linear_layers
+from nvfp4_jax.scopes import joined
 
 _BLOCK = re.compile(r"/(\d+)/")  # a block's number, which a recipe's paths write blocks_3
 Table = tuple[tuple[str, LinearPrecision], ...]
@@ -86,7 +87,8 @@ def make_bind(table: Table, key: jax.Array, amaxes: Amaxes | None = None) -> Bin
         for name, linear in linears(block):
             paths = [f"blocks_{i}/{name}" for i in indices]
             amax = _gathered(amaxes or {}, paths, repeat)
-            bind_linear(linear, precisions[paths[0]], _fold(key, paths, repeat), amax)
+            folded = _fold(key, paths, repeat)
+            bind_linear(linear, precisions[paths[0]], folded, amax, joined(paths))
 
     return bind
 
@@ -96,10 +98,14 @@ def bind_linear(
     precision: LinearPrecision,
     key: jax.Array,
     amax: jax.Array | None = None,
+    name: str | None = None,
 ) -> None:
-    """Let `linear` multiply in `precision`, drawing from `key` if it draws at all."""
+    """Let `linear` multiply in `precision`, drawing from `key` if it draws at all.
+
+    `name` is what the compiled program calls it; see `scopes`.
+    """
     own = key if precision.needs_key else None
-    linear.dot_general = make_dot_general(precision, key=own, weight_amax=amax)
+    linear.dot_general = make_dot_general(precision, key=own, weight_amax=amax, name=name)
 
 
 def linears(module: Any) -> list[tuple[str, nnx.Linear]]:

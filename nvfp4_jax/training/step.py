@@ -85,7 +85,8 @@ def loss_sum(
         remat=program.remat,
     )
     head_precision = dict(table)["head"]
-    bind_linear(model.head, head_precision, layer_key(key, "head"), (amaxes or {}).get("head"))
+    head_key, head_amax = layer_key(key, "head"), (amaxes or {}).get("head")
+    bind_linear(model.head, head_precision, head_key, head_amax, "head")
     # a quantized head has one amax for all its tokens, so they cannot come in chunks
     in_memory = batch["targets"].size * program.config.vocabulary
     return cross_entropy_sum(

@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import nvfp4_jax as nvfp4
 from nvfp4_jax import LinearPrecision, Quantizer
+from nvfp4_jax.compile_for import compile_for, mesh_of
 from nvfp4_jax.kernels import capability, select
 from nvfp4_jax.operands import amax_bits
 from tests.gemm.precisions import PAPER
-from tests.gpu_compile import H100
 
-A100 = (
-    H100.replace("major: 9", "major: 8")
-    .replace("NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB")
-    .replace("shared_memory_per_block_optin: 232448", "shared_memory_per_block_optin: 166912")
-    .replace("shared_memory_per_core: 233472", "shared_memory_per_core: 167936")
-    .replace("core_count: 132", "core_count: 108")
-)
 KEY = jax.random.key(0)
 NUMBERS = (((1,), (0,)), ((), ()))
 SHAPES = ((512, 256), (256, 384), (512, 384))
 
 
-@cache
-def mesh(target: str) -> Mesh:
-    topology = topologies.get_topology_desc(
-        "one", platform="cuda", target_config=target, topology="1x1x1"
-    )
-    return Mesh(np.asarray(topology.devices), ("device",))
-
-
-def compiled(target: str, run, *shapes_and_dtypes) -> str:
-    """The optimized HLO of `run`, traced and compiled for a GPU by its description."""
-    placed = NamedSharding(mesh(target), PartitionSpec())
-    arguments = [jax.ShapeDtypeStruct(s, d, sharding=placed) for s, d in shapes_and_dtypes]
-    with jax.sharding.use_abstract_mesh(mesh(target).abstract_mesh):
-        text = jax.jit(run).lower(*arguments).compile().as_text()
+def compiled(gpu: str, run, *shapes_and_dtypes) -> str:
+    """The optimized HLO of `run`, traced and compiled for a GPU by its name."""
+    arguments = [jax.ShapeDtypeStruct(s, d) for s, d in shapes_and_dtypes]
+    text = compile_for(mesh_of(gpu), run, *arguments).as_text()
     assert text is not None
     return text
 
@@ -65,7 +44,7 @@ def calls(hlo: str, target: str) -> list[str]:
 
 def test_on_hopper_a_linear_is_six_quantizing_kernels_and_three_products():
     """Two for each of x, w and dy; no tensor is transposed, copied or scaled on its own."""
-    hlo = compiled(H100, *linear(PAPER))
+    hlo = compiled("h100", *linear(PAPER))
     assert len(calls(hlo, "triton_kernel_call")) == 6
     assert len(calls(hlo, "mosaic_gpu")) == 3
     for rows, columns in SHAPES:
@@ -74,14 +53,14 @@ def test_on_hopper_a_linear_is_six_quantizing_kernels_and_three_products():
 
 
 def test_on_ampere_the_products_are_xlas():
-    hlo = compiled(A100, *linear(PAPER))
+    hlo = compiled("a100", *linear(PAPER))
     assert len(calls(hlo, "triton_kernel_call")) == 6
     assert not calls(hlo, "mosaic_gpu")
 
 
 def test_what_has_no_fused_kernel_runs_as_the_definition():
     mxfp4 = Quantizer("mxfp4")
-    hlo = compiled(H100, *linear(LinearPrecision(fprop=nvfp4.Gemm(input=mxfp4, weight=mxfp4))))
+    hlo = compiled("h100", *linear(LinearPrecision(fprop=nvfp4.Gemm(input=mxfp4, weight=mxfp4))))
     assert not calls(hlo, "triton_kernel_call")
 
 
@@ -101,7 +80,7 @@ def test_a_weight_whose_amax_is_known_is_read_once():
 
     x, w, dy = SHAPES
     hlo = compiled(
-        H100,
+        "h100",
         run,
         ((4, *x), jnp.bfloat16),
         (w, jnp.float32),
