@@ -33,14 +33,14 @@ def amax_bits(
 
     That is of x, or of its rotation (rounded to bf16 if x is bf16). NaN and infinity survive.
     """
-    _check(x, wanted)
+    check(x, wanted)
     if not any(copy.rht for copy in wanted):
         return _flat_amax(x, len(wanted), round_to_bf16, compute_capability)
     tile = tiles.narrowed(tile or tiles.for_amax(wanted), x.shape[2])
     meta = {"COPIES": len(wanted)}
     for i, copy in enumerate((*wanted, wanted[-1])[:2]):
         meta |= {f"RHT{i}": copy.rht, f"ALONG_ROWS{i}": copy.axis == "rows"}
-    return _call(
+    return call(
         triton_amax.tile_amax_kernel,
         (x, signs),
         jax.ShapeDtypeStruct((len(wanted),), jnp.int32),
@@ -54,7 +54,7 @@ def amax_bits(
 
 
 def _flat_amax(x, copies, round_to_bf16, compute_capability):
-    return _call(
+    return call(
         triton_amax.flat_amax_kernel,
         (x,),
         jax.ShapeDtypeStruct((copies,), jnp.int32),
@@ -101,7 +101,7 @@ def operands(
     Raises:
       ValueError: a shape, a dtype or a number of copies that this cannot do.
     """
-    _check(x, copies)
+    check(x, copies)
     shapes = [operand_shape(x.shape, copy) for copy in copies]
     if rows == x.shape[1] and all(c.axis == "columns" and not c.square for c in copies):
         x = x.reshape(1, -1, x.shape[2])  # so that a program's rows may be of two batch entries
@@ -109,8 +109,8 @@ def operands(
     suffixes = ("",) if len(copies) == 1 else ("0", "1")
     meta = _tile_meta(x, tile, round_to_bf16)
     for copy, suffix in zip(copies, suffixes, strict=True):
-        meta |= {name + suffix: value for name, value in _copy_meta(copy, rows).items()}
-    out = _call(
+        meta |= {name + suffix: value for name, value in copy_meta(copy, rows).items()}
+    out = call(
         triton_quantize.operand_kernel if len(copies) == 1 else triton_quantize.two_operands_kernel,
         (x, amax, signs, offset, keys),
         [jax.ShapeDtypeStruct(operand_shape(x.shape, copy), jnp.bfloat16) for copy in copies],
@@ -140,9 +140,9 @@ def packed(
     The arguments are those of `operands`, for one copy. The contraction axis is padded to whole
     blocks: codes have half, scales (of a square block both axes) a sixteenth of its length.
     """
-    _check(x, (copy,))
+    check(x, (copy,))
     tile = tiles.narrowed(tile or tiles.for_operands((copy,)), x.shape[2])
-    codes, scales = _call(
+    codes, scales = call(
         triton_pack.pack_kernel,
         (x, amax, signs, offset, keys),
         [jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in packed_shapes(x.shape, copy)],
@@ -150,7 +150,7 @@ def packed(
         warps=tile.warps,
         compute_capability=compute_capability,
         **_tile_meta(x, tile, round_to_bf16),
-        **_copy_meta(copy, rows),
+        **copy_meta(copy, rows),
     )
     return codes, lax.bitcast_convert_type(scales, jnp.float8_e4m3fn)
 
@@ -176,7 +176,7 @@ def unpacked(
             f"expected {expected[0]} and {expected[1]}"
         )
     tile = tiles.narrowed(tile or tiles.for_operands((copy,)), shape[2])
-    return _call(
+    return call(
         triton_pack.unpack_kernel,
         (codes, lax.bitcast_convert_type(scales, jnp.uint8)),
         jax.ShapeDtypeStruct(shape, jnp.bfloat16),
@@ -233,7 +233,8 @@ def _tile_meta(x, tile: Tile, round_to_bf16):
     return _shape_meta(x.shape, tile) | {"ROUND": round_to_bf16 and x.dtype == jnp.float32}
 
 
-def _copy_meta(copy: Copy, rows: int):
+def copy_meta(copy: Copy, rows: int) -> dict[str, Any]:
+    """A copy as a kernel's constants; `rows` as in `operands`."""
     return {
         "PITCH": _up(rows, BLOCK) if copy.rht and copy.axis == "rows" else rows,
         "ALONG_ROWS": copy.axis == "rows",
@@ -243,7 +244,12 @@ def _copy_meta(copy: Copy, rows: int):
     }
 
 
-def _check(x, copies):
+def check(x: Array, copies: tuple[Copy, ...]) -> None:
+    """That a kernel takes such an `x` and makes such copies.
+
+    Raises:
+      ValueError: it does not.
+    """
     if x.ndim != 3 or x.dtype not in (jnp.bfloat16, jnp.float32) or x.size == 0:
         raise ValueError(
             f"x of shape {x.shape} and dtype {x.dtype}: bf16 or float32 of (batch, rows, columns), "
@@ -256,7 +262,8 @@ def _check(x, copies):
             raise ValueError(f"bits = {copy.bits}: 0, 8, 16 or 32 are defined")
 
 
-def _call(kernel, inputs, out_shape, *, grid, warps, compute_capability, zeroed_outputs=(), **meta):
+def call(kernel, inputs, out_shape, *, grid, warps, compute_capability, zeroed_outputs=(), **meta):
+    """`kernel` on `inputs`, with `meta` as its constants."""
     return jax_triton.triton_call(
         *inputs,
         kernel=kernel,

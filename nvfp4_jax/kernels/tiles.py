@@ -39,6 +39,16 @@ class Tile:
     warps: int
 
 
+@dataclass(frozen=True)
+class NativeTile:
+    """Of the kernels for 4-bit tensor cores: blocks of 16x16 below and beside each other."""
+
+    down: int
+    across: int
+    threads_a_block: int
+    warps: int
+
+
 # Blocks along columns: a thread has half a block, one vector of 16 bytes, of each row. Random
 # numbers cost registers for words in transit, which more rows a program put to use: 97% (near 4
 # rows and stochastic 8; 8 and 4: 96, 93).
@@ -63,6 +73,19 @@ def for_operands(copies: Sequence[Copy]) -> Tile:
     if any(copy.rht for copy in copies):
         return ROTATED_COLUMNS
     return COLUMNS_STOCHASTIC if stochastic else COLUMNS
+
+
+# 128 rows by 4 blocks is a whole tile of scales, and a column's codes are 64 bytes in a row.
+NATIVE = NativeTile(down=8, across=4, threads_a_block=4, warps=4)
+NATIVE_COLUMNS = NativeTile(down=8, across=4, threads_a_block=2, warps=4)
+NATIVE_ROTATED_COLUMNS = NativeTile(down=8, across=4, threads_a_block=1, warps=4)
+
+
+def for_native(copies: Sequence[Copy]) -> NativeTile:
+    """The tile that suits both of two copies for 4-bit tensor cores, or the one."""
+    if any(copy.axis == "rows" or copy.square for copy in copies):
+        return NATIVE
+    return NATIVE_ROTATED_COLUMNS if any(copy.rht for copy in copies) else NATIVE_COLUMNS
 
 
 def for_amax(copies: Sequence[Copy]) -> Tile:

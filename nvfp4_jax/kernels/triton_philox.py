@@ -41,16 +41,11 @@ def philox4x32(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def random_fractions(
-    key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """u 2^-23 with u = r / 2^BITS uniform in [0, 1), float32 of shape (ROWS, COLUMNS).
+def random_words(key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The words of a tile of (ROWS, COLUMNS) elements, each for 32 / BITS neighbouring columns.
 
-    Of 32 bits the top 24 are used. `row` and `column` are the place of the tile's first element
-    in the whole tensor; `column` is a multiple of 16, and so is COLUMNS. `key` points to two words.
-
-    A byte, or two, become a float without a conversion: put in front of the zeros of 2^-BITS they
-    are 2^-BITS + r 2^-(BITS + 23), and the difference is exact.
+    `row` and `column` are the place of the tile's first element in the whole tensor; `column` is a
+    multiple of 16, and so is COLUMNS. `key` points to two words.
     """
     E: tl.constexpr = 128 // BITS
     CALLS: tl.constexpr = COLUMNS // E
@@ -58,7 +53,21 @@ def random_fractions(
     calls = (column // E + tl.arange(0, CALLS).to(tl.uint32))[None, :]
     zero = tl.zeros((1, 1), tl.uint32)
     w0, w1, w2, w3 = philox4x32(calls, rows, zero, zero, tl.load(key), tl.load(key + 1))
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(ROWS, CALLS * 4)
+    return tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(ROWS, CALLS * 4)
+
+
+@triton.jit
+def random_fractions(
+    key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """u 2^-23 with u = r / 2^BITS uniform in [0, 1), float32 of shape (ROWS, COLUMNS).
+
+    The arguments are those of `random_words`; of 32 bits the top 24 are used.
+
+    A byte, or two, become a float without a conversion: put in front of the zeros of 2^-BITS they
+    are 2^-BITS + r 2^-(BITS + 23), and the difference is exact.
+    """
+    words = random_words(key, row, column, BITS, ROWS, COLUMNS)
     PER_WORD: tl.constexpr = 32 // BITS
     if BITS == 32:
         fractions = (words >> 8).to(tl.int32).to(tl.float32) * 2.0**-47

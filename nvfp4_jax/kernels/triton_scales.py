@@ -28,7 +28,13 @@ def tensor_factors(amax_bits):
 def block_scales(block_amax, multiplier, decode):
     """The E4M3 scale of each block, as float32, and what its elements are multiplied with."""
     scale = nearest_e4m3(tl.minimum(block_amax * multiplier, 448.0))
-    return scale, tl.minimum(_reciprocals(scale * decode, decode), FLOAT32_MAX)
+    return scale, multipliers(scale, decode)
+
+
+@triton.jit
+def multipliers(scale, decode):
+    """What the elements of a block are multiplied with, from its rounded scale."""
+    return tl.minimum(_reciprocals(scale * decode, decode), FLOAT32_MAX)
 
 
 @triton.jit

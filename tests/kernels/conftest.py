@@ -39,5 +39,5 @@ def interpreted(interpreter, monkeypatch):
         results = [jnp.asarray(array) for array in results]
         return results if isinstance(out_shape, list | tuple) else results[0]
 
-    monkeypatch.setattr(launch, "_call", call)
+    monkeypatch.setattr(launch, "call", call)
     return launch

@@ -143,14 +143,53 @@ def reciprocal(a):
     return np.float32(1) / a
 
 
+def e2m1_nibbles(magnitude, negative):
+    codes = magnitude.astype(ml_dtypes.float4_e2m1fn).view(np.uint8).astype(np.uint32)
+    return (codes & np.uint32(7)) | (negative.astype(np.uint32) << np.uint32(3))
+
+
+def packed(nibbles):
+    """The last operand of an instruction ends in the lowest bits."""
+    return sum(code << np.uint32(4 * i) for i, code in enumerate(nibbles))
+
+
+def nearest_quad(*values):
+    """cvt.rn.satfinite.e2m1x2 twice."""
+    return packed(e2m1_nibbles(np.fmin(np.abs(v), np.float32(6)), np.signbit(v)) for v in values)
+
+
+def stochastic_quad(v0, v1, v2, v3, random):
+    """cvt.rs.satfinite.e2m1x4 of {v3, v2, v1, v0}, in the words of the PTX ISA.
+
+    The upper bytes of both halves of `rbits` are for the first two operands, the lower ones for
+    the last two; a carry out of the sum of the random bits and the discarded bits rounds up.
+    """
+    rbits = permute_bytes(random, np.uint32(0), np.uint32(0x3120))
+    codes = []
+    for value, shift in ((v0, 0), (v1, 16), (v2, 8), (v3, 24)):
+        magnitude = np.fmin(np.abs(value), np.float32(6)).astype(np.float64)
+        gap = np.exp2(np.floor(np.log2(np.maximum(magnitude, 1)))) / 2
+        whole, discarded = np.divmod(np.floor(magnitude / gap * 256), 256)
+        whole += discarded + ((rbits >> np.uint32(shift)) & np.uint32(255)) >= 256
+        codes.append(e2m1_nibbles(np.minimum(whole * gap, 6), np.signbit(value)))
+    return packed(codes)
+
+
+def nearest_e4m3_byte(a):
+    return a.astype(ml_dtypes.float8_e4m3fn).view(np.uint8).astype(np.uint32)
+
+
 # By a word of its text, what a piece of assembly does to its arguments.
 INSTRUCTIONS = {
     "add.rm.f32": add_down,
     "rcp.rn.f32": reciprocal,
     "rcp.approx.ftz.f32": reciprocal,
-    "prmt.b32": permute_bytes,
+    "prmt.b32 $0": permute_bytes,
     "cvt.rn.bf16x2.f32 $0": pair,
     "fma.rn.bf16x2 $0": signed_products,
+    "cvt.rn.satfinite.e2m1x2.f32": nearest_quad,
+    "cvt.rs.satfinite.e2m1x4.f32": stochastic_quad,
+    "cvt.rn.satfinite.e4m3x2.f32": nearest_e4m3_byte,
 }
 
 
