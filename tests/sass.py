@@ -63,7 +63,7 @@ class Program:
         return Program(kept, self.labels)
 
     def _loops(self) -> list[tuple[int, int]]:
-        """(first, last address) of every branch back to where it comes from, and what is between."""
+        """(first, last address) of what lies between each backward branch and its target."""
         backward = []
         for i in self.instructions:
             target = re.search(r"`\((\.L_\w+)\)", i.operands)
@@ -92,8 +92,15 @@ def parsed(text: str) -> Program:
     return Program(tuple(instructions), labels)
 
 
+_ARCHITECTURE = 49  # its place in a cubin: the second byte of the ELF header's flags
+_UNKNOWN = {103: 100}  # the wheel's disassembler is older than sm_103, which it reads as sm_100
+
+
 def disassembled(cubin: bytes) -> Program:
     """The program of a cubin with one kernel, such as Triton's `compiled.asm["cubin"]`."""
+    found = cubin[_ARCHITECTURE]
+    known = bytes([_UNKNOWN.get(found, found)])
+    cubin = cubin[:_ARCHITECTURE] + known + cubin[_ARCHITECTURE + 1 :]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
