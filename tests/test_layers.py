@@ -23,7 +23,7 @@ PICTURE = {
     7: "cli __main__",
     6: "training/ bench/",  #              consumes models and recipes
     5: "promotion linen nnx",  #           the two doors into Flax
-    4: "recipe/",  #                       which layer, when, how
+    4: "recipe/ compiled/",  #             which layer, when, how; and what then ran
     3: "precision quantize operands product residuals dot_general einsum",  # GEMM by GEMM
     2: "kernels/",  #                      one file an op and implementation
     1: "quantizer block_scaled packing gpus compile_for",  # what a tensor becomes, and for which GPU
