@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def explicit_mesh(*arrays: jax.Array) -> Any | None:
@@ -62,3 +62,21 @@ def axis_names(entry: Any) -> tuple[str, ...]:
 def shard_count(mesh: Any, names: tuple[str, ...]) -> int:
     """Into how many parts these mesh axes split what is sharded over them."""
     return math.prod(mesh.shape[name] for name in names)
+
+
+def of_a_shard(run: Callable) -> Callable:
+    """`run` for what `custom_partitioning` calls with the arrays of one device.
+
+    It is traced in the caller's mesh, if one is in force (`jax.set_mesh`). There, arrays made on
+    the way would be laid out over the devices again; with all axes manual they are the shard's.
+    """
+
+    def shard(*arrays: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return run(*arrays)
+        manual = mesh.update(axis_types=(AxisType.Manual,) * len(mesh.axis_names))
+        with jax.sharding.use_abstract_mesh(manual):
+            return run(*arrays)
+
+    return shard

@@ -45,8 +45,8 @@ from nvfp4_jax.axes import explicit_mesh, run_automatic
 from nvfp4_jax.contraction import Dims, merge, merged_axes, operand_dims, restore
 from nvfp4_jax.kernels.request import Operand, Packed
 from nvfp4_jax.kernels.select import select
-from nvfp4_jax.operands import Scaled, Use, pack, prepare, scaled
-from nvfp4_jax.precision import LinearPrecision
+from nvfp4_jax.operands import Scaled, Use, check_native, emulated, pack, prepare, scaled
+from nvfp4_jax.precision import GEMMS, LinearPrecision
 from nvfp4_jax.product import multiply
 from nvfp4_jax.residuals import Keep, Kept, kept_shardings, named, plan
 from nvfp4_jax.scopes import gemm_scope, quantize_scope
@@ -100,6 +100,7 @@ def make_dot_general(
             "pass key=jax.random.key(...) to make_dot_general"
         )
     select(implementation, linear_precision.quantizers)
+    check_native(linear_precision, implementation)
 
     def dot_general(
         lhs: Array,
@@ -115,6 +116,7 @@ def make_dot_general(
         numbers = _hashable(dimension_numbers)
         sharding = _output_sharding(lhs, rhs, numbers, out_sharding)
         call = _Call(linear_precision, numbers, dtype, implementation, sharding, name)
+        check_native(linear_precision, implementation, matrix=not call.dims(lhs, rhs)[0].batch)
         return _linear(call, lhs, rhs, key, weight_amax)
 
     return dot_general
@@ -149,9 +151,10 @@ def _linear(
 def _forward(call, lhs, rhs, key, weight_amax):
     """Fprop, and what the backward pass will need."""
     mesh = explicit_mesh(lhs, rhs)
-    keep = plan(call.precision, call.implementation, mesh is not None)
-    fprop = partial(_fprop, call, keep)
     x_dims, _ = call.dims(lhs, rhs)
+    matrix = not x_dims.batch and lhs.size > 0
+    keep = plan(call.precision, call.implementation, mesh is not None, matrix)
+    fprop = partial(_fprop, call, keep)
     arrays = lhs, rhs, key, weight_amax
     shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, *arrays)
     y, kept_x, kept_w = run_automatic(fprop, mesh, shardings, *arrays)
@@ -169,14 +172,25 @@ def _fprop(
     uses = [(FPROP_INPUT, x), (WGRAD_INPUT, x.swapped())]
     with gemm_scope(call.name, "fprop"):
         x_ready, *others = _ready(call, key, uses if keep.input == "operand" else uses[:1])
-        (w_ready,) = _ready(call, key, [(FPROP_WEIGHT, w)], _rounded_dtype(lhs), weight_amax)
+        w_ready, kept_w = _weight(call, key, keep, w, _rounded_dtype(lhs), weight_amax)
         y = multiply(x_ready, w_ready, call.dtype, call.implementation)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
     kept_x = others[0].operand if others else None
     if keep.input == "packed":
         with gemm_scope(call.name, "wgrad"), quantize_scope("input"):
             kept_x = pack(call.precision, key, call.implementation, *uses[1])
-    return y.reshape(shape), kept_x, w_ready.operand if keep.weight == "operand" else None
+    return y.reshape(shape), kept_x, kept_w
+
+
+def _weight(call, key, keep: Keep, w, dtype, amax) -> tuple[Scaled, Operand | None]:
+    """Fprop's weight, and Dgrad's if it is to be kept: the same values, as codes laid otherwise."""
+    uses = [(FPROP_WEIGHT, w), (DGRAD_WEIGHT, w.swapped())]
+    if keep.weight != "operand":
+        return *_ready(call, key, uses[:1], dtype, amax), None
+    matrix = w.batch is None and w.array.size > 0
+    both_ways = all(emulated(call.precision, g, call.implementation, matrix) for g in GEMMS[:2])
+    one, *other = _ready(call, key, uses[:1] if both_ways else uses, dtype, amax)
+    return one, (other[0] if other else one).operand
 
 
 def _ready(call, key, uses, dtype=None, amax=None) -> tuple[Scaled, ...]:

@@ -54,7 +54,7 @@ def rotate(
             f"axis {axis} of shape {x.shape} is no multiple of {n}; pad it with zeros first"
         )
     before, after = x.shape[:axis], x.shape[axis + 1 :]
-    groups = x.reshape(*before, -1, n, *after)
+    groups = x.reshape(*before, x.shape[axis] // n, n, *after)
     groups = groups * _along(signs, axis + 1, groups.ndim)
     stages = n.bit_length() - 1
     for stage in range(0, stages, 2):
@@ -70,7 +70,8 @@ def _two_stages(groups, distance, axis, last):
     """
     before, after = groups.shape[:axis], groups.shape[axis + 1 :]
     radix = 2 if last else 4
-    parts = groups.reshape(*before, -1, radix, distance, *after)
+    count = groups.shape[axis] // (radix * distance)
+    parts = groups.reshape(*before, count, radix, distance, *after)
     v = [jax.lax.index_in_dim(parts, i, axis + 1, keepdims=True) for i in range(radix)]
     sums, differences = _butterfly(v[0::2], v[1::2])
     if not last:

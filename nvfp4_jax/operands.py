@@ -18,11 +18,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from nvfp4_jax.contraction import Axes, Merged
-from nvfp4_jax.kernels.request import Operand, Packed, Request
+from nvfp4_jax.kernels.request import Native, Operand, Packed, Request
 from nvfp4_jax.kernels.scales import magnitude_bits
-from nvfp4_jax.kernels.select import select
+from nvfp4_jax.kernels.select import select, select_native
 from nvfp4_jax.kernels.xla import exact_float32, to_bf16_values
-from nvfp4_jax.precision import GEMMS, OPERANDS, LinearPrecision
+from nvfp4_jax.precision import GEMMS, OPERANDS, OPERANDS_OF, LinearPrecision
 from nvfp4_jax.quantize import signs_for
 from nvfp4_jax.quantizer import Quantizer
 
@@ -35,15 +35,16 @@ class Use(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """A merged bf16 operand, and the FP32 scale its product is to be multiplied with."""
+    """An operand, merged bf16 or native codes, and the FP32 scale its product is to be given."""
 
-    merged: Merged
+    merged: Merged | Native
     scale: Array | None
 
     @property
     def operand(self) -> Operand:
         """Without its axes, as it is kept."""
-        return Operand(self.merged.array, self.scale)
+        kept = self.merged if isinstance(self.merged, Native) else self.merged.array
+        return Operand(kept, self.scale)
 
 
 def prepare(
@@ -65,12 +66,67 @@ def prepare(
       amax: what `amax_bits` says of it, so rounded, where that is known.
     """
     array = uses[0][1].array
-    wanted = [(use, view) for use, view in uses if quantizer_of(precision, use) is not None]
-    requests = [_told(request_for(precision, key, use, view), amax) for use, view in wanted]
-    made = select(implementation).to_operands(array, requests, dtype) if requests else ()
-    ready = {use: operand for (use, _), operand in zip(wanted, made, strict=True)}
+    requests = {
+        use: _told(request_for(precision, key, use, view), amax)
+        for use, view in uses
+        if quantizer_of(precision, use) is not None
+    }
+    matrix = uses[0][1].batch is None and array.size > 0
+    native = {
+        use: request
+        for use, request in requests.items()
+        if emulated(precision, use.gemm, implementation, matrix) is None
+    }
+    others = {use: request for use, request in requests.items() if use not in native}
+    ready: dict[Use, Operand] = {}
+    if native and (kernels := select_native(implementation)) is not None:
+        made = kernels.to_native(array, [*native.values()], dtype)
+        ready |= zip(native, made, strict=True)
+    if others:
+        made = select(implementation).to_operands(array, [*others.values()], dtype)
+        ready |= zip(others, made, strict=True)
     high = Operand(array.astype(jnp.bfloat16))
     return tuple(scaled(view.axes, ready.get(use, high)) for use, view in uses)
+
+
+def emulated(
+    precision: LinearPrecision, gemm: str, implementation: str | None, matrix: bool = True
+) -> str | None:
+    """Why a GEMM of this precision is multiplied in bf16; None where it is on 4-bit codes.
+
+    Args:
+      precision: of the linear.
+      gemm: `fprop`, `dgrad` or `wgrad`.
+      implementation: as of `make_dot_general`.
+      matrix: whether its operands are matrices, with no batch axis and not empty.
+    """
+    kernels = select_native(implementation)
+    if kernels is None:
+        return "no 4-bit tensor cores were chosen here"
+    if not matrix:
+        return "its operands are batched, or empty"
+    uses = (Use(gemm, operand) for operand in OPERANDS_OF[gemm])
+    return kernels.emulated(*(quantizer_of(precision, use) for use in uses))
+
+
+def check_native(
+    precision: LinearPrecision, implementation: str | None, matrix: bool = True
+) -> None:
+    """An implementation for 4-bit products, named, does every quantized GEMM, or this raises.
+
+    Raises:
+      ValueError: a GEMM with one bf16 operand, with quantizers it does not do, or of no matrices.
+    """
+    if implementation is None or select_native(implementation) is None:
+        return
+    for gemm in GEMMS:
+        if getattr(precision, gemm).quantized and (
+            reason := emulated(precision, gemm, implementation, matrix)
+        ):
+            raise ValueError(
+                f"implementation = {implementation!r}: {gemm} cannot run on it, {reason}; leave "
+                "implementation out, and such a GEMM is emulated in bf16"
+            )
 
 
 def amax_bits(x: Array, dtype: DTypeLike) -> Array:
@@ -102,6 +158,8 @@ def pack(
 
 def scaled(axes: Axes, operand: Operand) -> Scaled:
     """The operand in the place of the tensor it was made of."""
+    if isinstance(operand.array, Native):
+        return Scaled(operand.array, operand.scale)
     return Scaled(Merged(operand.array, axes), operand.scale)
 
 

@@ -102,7 +102,7 @@ def random_bits(
     # Without the barrier XLA repeats the ten rounds for each of the four words.
     words = lax.optimization_barrier(philox4x32(key_words(key), counter))
     small = lax.bitcast_convert_type(jnp.stack(words, axis=-1), _DTYPES[bits])
-    return small.reshape(*lead, -1)[..., :columns].reshape(shape)
+    return small.reshape(*lead, calls * (128 // bits))[..., :columns].reshape(shape)
 
 
 def _iota(grid, axis):

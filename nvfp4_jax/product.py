@@ -16,14 +16,17 @@ from jaxtyping import Array
 
 from nvfp4_jax.contraction import Merged, product_numbers
 from nvfp4_jax.kernels.blocks import pad_to
-from nvfp4_jax.kernels.select import select
+from nvfp4_jax.kernels.request import Native
+from nvfp4_jax.kernels.select import select, select_native
 from nvfp4_jax.operands import Scaled
 
 
 def multiply(a: Scaled, b: Scaled, dtype: DTypeLike, implementation: str | None) -> Array:
     """The product of two prepared operands, (batch, a's free axis, b's free axis)."""
-    one, other = _equally_long(a.merged, b.merged)
     scales = tuple(scale for scale in (a.scale, b.scale) if scale is not None)
+    if isinstance(a.merged, Native) or isinstance(b.merged, Native):
+        return _native(a.merged, b.merged, scales, dtype, implementation)
+    one, other = _equally_long(a.merged, b.merged)
     kernel = select(implementation).scaled_product
     if kernel is not None and one.batch is None and dtype in (jnp.bfloat16, jnp.float32):
         contract = one.contract, other.contract
@@ -32,6 +35,17 @@ def multiply(a: Scaled, b: Scaled, dtype: DTypeLike, implementation: str | None)
     for scale in scales:
         y = y * scale
     return y.astype(dtype)
+
+
+def _native(a, b, scales, dtype: DTypeLike, implementation: str | None) -> Array:
+    """On 4-bit codes. Only an empty operand, which has none, can meet one that has."""
+    if not (isinstance(a, Native) and isinstance(b, Native)):
+        rows = [x.rows if isinstance(x, Native) else x.array.shape[1 - x.contract] for x in (a, b)]
+        return jnp.zeros(tuple(rows), dtype)
+    exact = jnp.bfloat16 if dtype == jnp.bfloat16 else jnp.float32
+    kernels = select_native(implementation)
+    assert kernels is not None  # it made these operands
+    return kernels.native_product(a, b, scales, exact).astype(dtype)
 
 
 def _product(a: Merged, b: Merged) -> Array:

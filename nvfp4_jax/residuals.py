@@ -9,7 +9,9 @@ hand already. Which form is kept changes memory and time, never bits:
 | the operand    | 16                     | multiplied as it is; free where one read made both |
 | packed         | 4.5 in NVFP4           | unpacked, if the recipe says `residuals = "packed"` |
 
-A weight in square tiles has the same values for Fprop and Dgrad, so it is quantized once.
+An operand of 4-bit codes is packed as it is. A weight in square tiles has the same values for Fprop
+and Dgrad, so it is quantized once; as codes, which are contracted along their last axis, from one
+read for both.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from jaxtyping import Array
 
 from nvfp4_jax.axes import fitting_sharding
 from nvfp4_jax.contraction import Dims, merged_spec
-from nvfp4_jax.kernels.request import Operand, Packed
-from nvfp4_jax.kernels.select import select
+from nvfp4_jax.kernels.request import Native, Operand, Packed
+from nvfp4_jax.kernels.select import select, select_native
+from nvfp4_jax.operands import emulated
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.quantizer import Quantizer
 
@@ -51,15 +54,20 @@ class Kept:
     rhs: Any = field(metadata={"static": True})
 
 
-def plan(precision: LinearPrecision, implementation: str | None, explicit: bool) -> Keep:
+def plan(
+    precision: LinearPrecision, implementation: str | None, explicit: bool, matrix: bool
+) -> Keep:
     """What to keep: packed if the recipe says so, else what saves a pass over memory.
 
-    On a mesh with explicit axes the tensors themselves are kept, whose sharding is known.
+    On a mesh with explicit axes the tensors themselves are kept, whose sharding is known. `matrix`
+    is as of `operands.emulated`.
     """
+    native = emulated(precision, "wgrad", implementation, matrix) is None
     if precision.residuals == "packed":
-        input = "packed"
+        input = "operand" if native else "packed"
     else:
-        one_read = select(implementation).ONE_READ and precision.wgrad.input != "bf16"
+        kernels = (native and select_native(implementation)) or select(implementation)
+        one_read = kernels.ONE_READ and precision.wgrad.input != "bf16"
         input = "operand" if one_read and not explicit else "tensor"
     return Keep(input, "operand" if _same_both_ways(precision) and not explicit else "tensor")
 
@@ -87,13 +95,16 @@ def kept_shardings(mesh: Any, run: Callable, dims: Dims, y: Any, lhs: Array, *re
         return None
     spec = merged_spec(tuple(jax.typeof(lhs).sharding.spec), dims)
 
-    def place(leaf: Any) -> NamedSharding:
+    def place(leaf: Any) -> Any:
+        if isinstance(leaf, Native):  # contracts the first axis: it lies transposed
+            turned = PartitionSpec(*spec[::-1])
+            return jax.tree.map(lambda part: fitting_sharding(mesh, turned, part.shape), leaf)
         if leaf.ndim != len(spec):
             return NamedSharding(mesh, PartitionSpec())
         return fitting_sharding(mesh, PartitionSpec(*spec), leaf.shape)
 
     _, *kept = jax.eval_shape(run, *jax.tree.map(_unplaced, (lhs, *rest)))
-    return (y, *jax.tree.map(place, kept))
+    return (y, *jax.tree.map(place, kept, is_leaf=lambda leaf: isinstance(leaf, Native)))
 
 
 def _unplaced(array: Array) -> jax.ShapeDtypeStruct:

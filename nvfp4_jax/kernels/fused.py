@@ -17,14 +17,11 @@ from collections.abc import Sequence
 from functools import cache
 
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, UInt, UInt32
+from jaxtyping import Array, Float, Float32, Int32, UInt
 
-from nvfp4_jax import hadamard, philox
 from nvfp4_jax.block_scaled import BlockScaledArray
-from nvfp4_jax.kernels import mapped, partitioned, scales, xla
-from nvfp4_jax.kernels.capability import capability
+from nvfp4_jax.kernels import mapped, partitioned, scales, views, xla
 from nvfp4_jax.kernels.launch import Copy
 from nvfp4_jax.kernels.partitioned import BLOCK
 from nvfp4_jax.kernels.request import Operand, Packed, Request
@@ -66,17 +63,16 @@ def to_operands(
     x: Float[Array, "..."], requests: Sequence[Request], dtype: DTypeLike | None = None
 ) -> tuple[Operand, ...]:
     """`xla.to_operands`, with up to two copies from one read of `x`."""
-    if len(requests) > 1 and not _share_a_read(x, requests):
+    if len(requests) > 1 and not share_a_read(x, requests):
         return tuple(operand for r in requests for operand in to_operands(x, [r], dtype))
     if any(unsupported(r.quantizer, x.shape, r.axis) for r in requests):
         return xla.to_operands(x, requests, dtype)
-    seen, round_to_bf16 = _as_seen(x, dtype)
-    view = _view(seen, requests)
-    copies = tuple(_copy(r, x.ndim) for r in requests)
-    signs, keys = _signs(requests), _keys(requests)
-    static = (copies, round_to_bf16, _capability())
-    known = [r.amax for r in requests if r.amax is not None]
-    amax = jnp.stack(known) if len(known) == len(requests) else _amax_bits(*static)(view, signs)
+    seen, round_to_bf16 = views.as_seen(x, dtype)
+    view = views.view(seen, requests)
+    copies = tuple(views.copy_of(r, x.ndim) for r in requests)
+    signs, keys = views.signs_of(requests), views.keys_of(requests)
+    static = (copies, round_to_bf16, views.target())
+    amax = amax_of(requests, view, signs, *static)
     arrays = _operands(*static)(view, amax, signs, keys)
     return tuple(
         Operand(_unviewed(array, x.shape, r), scales.nvfp4_tensor_scale(bits))
@@ -105,10 +101,10 @@ def to_packed(x: Float[Array, "..."], request: Request, dtype: DTypeLike | None 
     """`xla.to_packed`, codes and scales from one read."""
     if unsupported(request.quantizer, x.shape, request.axis):
         return xla.to_packed(x, request, dtype)
-    seen, round_to_bf16 = _as_seen(x, dtype)
-    view = _view(seen, [request])
-    static = ((_copy(request, x.ndim),), round_to_bf16, _capability())
-    signs, keys = _signs([request]), _keys([request])
+    seen, round_to_bf16 = views.as_seen(x, dtype)
+    view = views.view(seen, [request])
+    static = ((views.copy_of(request, x.ndim),), round_to_bf16, views.target())
+    signs, keys = views.signs_of([request]), views.keys_of([request])
     amax = _amax_bits(*static)(view, signs)
     codes, scale = _packed(*static)(view, amax, signs, keys)
     axis = request.axis % x.ndim
@@ -125,10 +121,25 @@ def from_packed(kept: Packed) -> Operand:
     if unsupported(kept.quantizer, tuple(shape), kept.axis):
         return xla.from_packed(kept)
     request = Request(kept.quantizer, kept.axis)
-    copy = _copy(request, len(shape))
-    views = (_view(part, [request]) for part in (kept.codes, kept.block_scale))
-    array = _unpacked(copy, kept.length, _capability())(*views)
+    copy = views.copy_of(request, len(shape))
+    parts = [views.view(part, [request]) for part in (kept.codes, kept.block_scale)]
+    array = _unpacked(copy, kept.length, views.target())(*parts)
     return Operand(array.reshape(shape), kept.tensor_scale)
+
+
+def amax_of(
+    requests: Sequence[Request],
+    view: Array,
+    signs: Array,
+    copies: tuple[Copy, ...],
+    round_to_bf16: bool,
+    target: int,
+) -> Int32[Array, "copies"]:
+    """The bits of the largest magnitude of each copy: told by all requests, or found."""
+    known = [r.amax for r in requests if r.amax is not None]
+    if len(known) == len(requests):
+        return jnp.stack(known)
+    return _amax_bits(copies, round_to_bf16, target)(view, signs)
 
 
 @cache
@@ -151,7 +162,7 @@ def _unpacked(copy: Copy, length: int, capability: int):
     return mapped.one_at_a_time(partitioned.unpacked(copy, length, capability))
 
 
-def _share_a_read(x: Array, requests: Sequence[Request]) -> bool:
+def share_a_read(x: Array, requests: Sequence[Request]) -> bool:
     """Whether one kernel can make them all: two copies, on the last two axes, of equal signs."""
     rotated = [r for r in requests if r.quantizer.rht]
     return (
@@ -160,32 +171,6 @@ def _share_a_read(x: Array, requests: Sequence[Request]) -> bool:
         and all(r.axis % x.ndim >= x.ndim - 2 for r in requests)
         and not any(unsupported(r.quantizer, x.shape, r.axis) for r in requests)
     )
-
-
-def _copy(request: Request, ndim: int) -> Copy:
-    quantizer = request.quantizer
-    return Copy(
-        axis="columns" if request.axis % ndim == ndim - 1 else "rows",
-        square=quantizer.block == (BLOCK, BLOCK),
-        rht=bool(quantizer.rht),
-        bits=quantizer.bits if quantizer.rounding == "stochastic" else 0,
-    )
-
-
-def _as_seen(x: Array, dtype: DTypeLike | None) -> tuple[Array, bool]:
-    """(x as the kernel reads it, whether it rounds it to bf16 as it reads)."""
-    if dtype is not None and jnp.dtype(dtype) == jnp.bfloat16 and x.dtype == jnp.float32:
-        return x, True
-    x = x if dtype is None else x.astype(dtype)
-    return (x if x.dtype in (jnp.bfloat16, jnp.float32) else xla.exact_float32(x)), False
-
-
-def _view(x: Array, requests: Sequence[Request]) -> Array:
-    """`x` as (batch, rows, columns), the blocks along one of the last two."""
-    axis = min(min(r.axis % x.ndim for r in requests), max(x.ndim - 2, 0))
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    rows = (x.shape[axis], math.prod(after)) if x.ndim > 1 else (1, x.shape[0])
-    return x.reshape(math.prod(before), *rows)
 
 
 def _unviewed(array: Array, shape: tuple[int, ...], request: Request) -> Array:
@@ -200,22 +185,3 @@ def _like(part: Array, shape: tuple[int, ...], axis: int) -> Array:
     if axis >= len(shape) - 2:
         return part.reshape(*shape[:-2], *part.shape[1:][-len(shape) :])
     return part.reshape(*shape[:axis], part.shape[1], *shape[axis + 1 :])
-
-
-def _signs(requests: Sequence[Request]) -> Float32[Array, "16"]:
-    signs = [r.signs for r in requests if r.signs is not None]
-    return signs[0] if signs else hadamard.fixed_signs()
-
-
-def _keys(requests: Sequence[Request]) -> UInt32[Array, "copies 2"]:
-    # Not read where there is no key; unequal, since XLA runs a kernel to fill in equal numbers.
-    unread = np.arange(2 * len(requests), dtype=np.uint32).reshape(-1, 2)
-    if all(r.key is None for r in requests):
-        return jnp.asarray(unread)
-    words = [philox.key_words(r.key) if r.key is not None else unread[0] for r in requests]
-    return jnp.stack([jnp.stack([jnp.uint32(word) for word in pair]) for pair in words])
-
-
-def _capability() -> int:
-    major, minor = capability() or (0, 0)
-    return 10 * major + minor

@@ -22,7 +22,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from nvfp4_jax.axes import axis_names, shard_count
+from nvfp4_jax.axes import axis_names, of_a_shard, shard_count
 from nvfp4_jax.kernels import launch
 from nvfp4_jax.kernels.launch import Copy
 
@@ -47,7 +47,7 @@ def amax_bits(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) ->
             return lax.pmax(amax, names) if names else amax
 
         whole = NamedSharding(mesh, PartitionSpec())
-        return mesh, shard, whole, (_placed(mesh, entries), whole)
+        return mesh, of_a_shard(shard), whole, (placed(mesh, entries), whole)
 
     call = custom_partitioning(local)
     call.def_partition(
@@ -91,7 +91,7 @@ def _splitting(run: Callable, copies: tuple[Copy, ...], results: int, rule: Call
 
     def at(entries: Entries, mesh: Any, x: Array, *rest: Array) -> tuple[Array, ...]:
         rows = x.shape[1] * shard_count(mesh, entries[1])
-        return run(x, *rest, _start(x, entries), rows)
+        return run(x, *rest, start_of(x, entries), rows)
 
     def local(x: Array, amax: Array, signs: Array, keys: Array) -> tuple[Array, ...]:
         return at(((), (), ()), None, x, amax, signs, keys)
@@ -99,9 +99,9 @@ def _splitting(run: Callable, copies: tuple[Copy, ...], results: int, rule: Call
     def partition(mesh: Any, arguments: Any, result: Any):
         x, *rest = arguments
         entries = _entries(x.shape, x, mesh, copies)
-        whole, placed = NamedSharding(mesh, PartitionSpec()), _placed(mesh, entries)
+        whole, sharded = NamedSharding(mesh, PartitionSpec()), placed(mesh, entries)
         shard = partial(at, entries, mesh)
-        return mesh, shard, (placed,) * results, (placed, *(whole for _ in rest))
+        return mesh, of_a_shard(shard), (sharded,) * results, (sharded, *(whole for _ in rest))
 
     call = custom_partitioning(local)
     call.def_partition(partition, sharding_rule=rule)
@@ -122,9 +122,9 @@ def unpacked(copy: Copy, length: int, capability: int) -> Callable:
 
     def partition(mesh: Any, arguments: Any, result: Any):
         entries = _entries(result.shape, arguments[0], mesh, (copy,))
-        placed = _placed(mesh, entries)
+        sharded = placed(mesh, entries)
         shards = shard_count(mesh, entries[1 if copy.axis == "rows" else 2])
-        return mesh, partial(at, shards), placed, (placed, placed)
+        return mesh, of_a_shard(partial(at, shards)), sharded, (sharded, sharded)
 
     call = custom_partitioning(local)
     call.def_partition(partition, sharding_rule=partial(_unpacked_rule, copy))
@@ -216,11 +216,12 @@ def _units(copies: tuple[Copy, ...]) -> tuple[int, int, int]:
     return 1, BLOCK if rows else 1, BLOCK if columns else 1
 
 
-def _placed(mesh: Any, entries: Entries) -> NamedSharding:
+def placed(mesh: Any, entries: Entries) -> NamedSharding:
+    """The sharding that has these mesh axes for each axis."""
     return NamedSharding(mesh, PartitionSpec(*(names or None for names in entries)))
 
 
-def _start(x: Array, entries: Entries) -> Array:
+def start_of(x: Array, entries: Entries) -> Array:
     """uint32 (3,): where a shard begins in the whole tensor, by batch entry, row and column."""
     return jnp.stack(
         [_index(names) * jnp.uint32(size) for names, size in zip(entries, x.shape, strict=True)]

@@ -25,10 +25,28 @@ class Request(NamedTuple):
     amax: Int32[Array, ""] | None = None  # bits of the largest magnitude, where it is known
 
 
-class Operand(NamedTuple):
-    """A bf16 GEMM operand and the FP32 scale its product is to be multiplied with, if any."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Native:
+    """A quantized matrix as 4-bit tensor cores read it: contracted along the last axis.
 
-    array: Array
+    Attributes:
+      codes: in the implementation's own layout.
+      block_scale: float8_e4m3fn, likewise.
+      rows: of the matrix, the axis that is not contracted.
+      length: of the contraction, as long as a rotation left it and without the layout's padding.
+    """
+
+    codes: Any
+    block_scale: Any
+    rows: int = field(metadata={"static": True})
+    length: int = field(metadata={"static": True})
+
+
+class Operand(NamedTuple):
+    """A GEMM operand, bf16 or native, and the FP32 scale its product is to be multiplied with."""
+
+    array: Array | Native
     scale: Float32[Array, ""] | None = None
 
 

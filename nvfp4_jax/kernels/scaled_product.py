@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from nvfp4_jax.axes import axis_names, shard_count
+from nvfp4_jax.axes import axis_names, of_a_shard, shard_count
 from nvfp4_jax.kernels import hopper_gemm
 from nvfp4_jax.kernels.capability import capability
 
@@ -82,7 +82,7 @@ def _local(contract: tuple[int, int], dtype: Any, found: Any, a: Array, b: Array
 
 
 def _plain(contract: tuple[int, int], dtype: Any, a: Array, b: Array, *scales: Array) -> Array:
-    return _scaled(_sums(contract, a, b), scales).astype(dtype)
+    return scaled(_sums(contract, a, b), scales).astype(dtype)
 
 
 def _sums(contract: tuple[int, int], a: Array, b: Array) -> Array:
@@ -90,7 +90,8 @@ def _sums(contract: tuple[int, int], a: Array, b: Array) -> Array:
     return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
 
 
-def _scaled(y: Array, scales: tuple[Array, ...]) -> Array:
+def scaled(y: Array, scales: tuple[Array, ...]) -> Array:
+    """The FP32 sums times each scale in turn."""
     for scale in scales:
         y = y * scale.reshape(())
     return y
@@ -100,19 +101,14 @@ def _partition(
     contract: tuple[int, int], dtype: Any, found: Any, mesh: Any, arguments: Any, result: Any
 ):
     a, b, *scales = arguments
-    k, m = _names(a, contract[0], mesh), _names(a, 1 - contract[0], mesh)
-    n = tuple(name for name in _names(b, 1 - contract[1], mesh) if name not in (*k, *m))
-    scatter = _scatter_axis(result, k, (m, n), mesh)
+    k, m = sharded_names(a, contract[0], mesh), sharded_names(a, 1 - contract[0], mesh)
+    n = tuple(name for name in sharded_names(b, 1 - contract[1], mesh) if name not in (*k, *m))
+    scatter = scatter_axis(result, k, (m, n), mesh)
 
     def shard(a: Array, b: Array, *scales: Array) -> Array:
         if not k:
             return _local(contract, dtype, found, a, b, *scales)
-        sums = _sums(contract, a, b)
-        if scatter is None:
-            sums = lax.psum(sums, k)
-        else:
-            sums = lax.psum_scatter(sums, k, scatter_dimension=scatter, tiled=True)
-        return _scaled(sums, scales).astype(dtype)
+        return scaled(summed(_sums(contract, a, b), k, scatter), scales).astype(dtype)
 
     def placed(axis: int, contracted: Names, free: Names) -> NamedSharding:
         pair = (contracted, free) if axis == 0 else (free, contracted)
@@ -122,21 +118,28 @@ def _partition(
     out = [(*names, *k) if axis == scatter else names for axis, names in enumerate((m, n))]
     result_sharding = NamedSharding(mesh, PartitionSpec(*(names or None for names in out)))
     operands = (placed(contract[0], k, m), placed(contract[1], k, n))
-    return mesh, shard, result_sharding, (*operands, *(whole for _ in scales))
+    return mesh, of_a_shard(shard), result_sharding, (*operands, *(whole for _ in scales))
 
 
-def _names(array: Any, axis: int, mesh: Any) -> Names:
-    """The mesh axes that an axis is sharded over, if they divide it."""
+def sharded_names(array: Any, axis: int, mesh: Any, unit: int = 1) -> Names:
+    """The mesh axes that an axis is sharded over, if they leave multiples of `unit`."""
     if not isinstance(array.sharding, NamedSharding) or axis >= len(array.sharding.spec):
         return ()
     names = axis_names(array.sharding.spec[axis])
-    return names if array.shape[axis] % shard_count(mesh, names) == 0 else ()
+    return names if array.shape[axis] % (shard_count(mesh, names) * unit) == 0 else ()
 
 
-def _scatter_axis(result: Any, k: Names, kept: tuple[Names, Names], mesh: Any) -> int | None:
+def summed(sums: Array, k: Names, scatter: int | None) -> Array:
+    """FP32 partial sums added up over the mesh axes `k`, and left scattered along `scatter`."""
+    if scatter is None:
+        return lax.psum(sums, k)
+    return lax.psum_scatter(sums, k, scatter_dimension=scatter, tiled=True)
+
+
+def scatter_axis(result: Any, k: Names, kept: tuple[Names, Names], mesh: Any) -> int | None:
     """The axis of the result over which partial sums may stay scattered: it ends with k's."""
     for axis, names in enumerate(kept):
-        wanted = _names(result, axis, mesh)
+        wanted = sharded_names(result, axis, mesh)
         divides = result.shape[axis] % shard_count(mesh, (*names, *k)) == 0
         if k and wanted == (*names, *k) and divides:
             return axis

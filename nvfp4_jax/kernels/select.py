@@ -1,9 +1,15 @@
 """Which implementation runs: `None` is the best available, a name means that one or an error.
 
-| name   | what                          | where                                            |
-|--------|-------------------------------|--------------------------------------------------|
-| xla    | the definition, in plain JAX  | everywhere                                       |
-| triton | fused kernels, the same bits  | NVIDIA GPUs of compute capability 8.0 to 9.x     |
+| name      | what                                   | where                                    |
+|-----------|----------------------------------------|------------------------------------------|
+| xla       | the definition, in plain JAX           | everywhere                               |
+| triton    | fused kernels, the same bits           | NVIDIA GPUs of capability 8.0 to 10.x    |
+| blackwell | 4-bit codes through 4-bit tensor cores | NVIDIA GPUs of capability 10.0 and 10.3  |
+| cudnn     | 4-bit codes, `jax.nn.scaled_matmul`    | everywhere; 4-bit hardware on Blackwell  |
+
+The first two quantize, and emulate products in bf16. The last two are for products of two
+quantized operands; what is no such product (see `native`) runs emulated, by the best of the first
+two, or raises if one of the last two was named.
 
 The choice is made while a function is traced, for the GPU that `capability` sees. Where nothing
 was named, a quantizer that has no fused kernel runs as `xla`; `fallback` says why.
@@ -17,18 +23,20 @@ from collections.abc import Iterable
 from functools import cache
 from types import ModuleType
 
-from nvfp4_jax.kernels import xla
+from nvfp4_jax.kernels import native, xla
 from nvfp4_jax.kernels.capability import capability
 from nvfp4_jax.quantizer import Quantizer, nearest_spelling
 
-IMPLEMENTATIONS = ("xla", "triton")
+IMPLEMENTATIONS = ("xla", "triton", "blackwell", "cudnn")
+TCGEN05 = ((10, 0), (10, 3))  # capabilities with these 4-bit tensor cores
 
 
 def unsupported(implementation: str) -> str | None:
     """Why `implementation` cannot run here, or None if it can."""
     if implementation not in IMPLEMENTATIONS:
         return f"is not known: {nearest_spelling(implementation, IMPLEMENTATIONS)}"
-    return None if implementation == "xla" else _no_triton()
+    obstacles = {"triton": _no_triton, "blackwell": _no_blackwell}
+    return obstacles[implementation]() if implementation in obstacles else None
 
 
 def select(implementation: str | None, quantizers: Iterable[Quantizer] = ()) -> ModuleType:
@@ -38,24 +46,39 @@ def select(implementation: str | None, quantizers: Iterable[Quantizer] = ()) -> 
       ValueError: the named implementation does not exist, cannot run here, or does not do one of
         these quantizers; the reason is given.
     """
-    if implementation is None:
-        implementation, reason = best()
+    if implementation is not None:
+        _check(implementation, quantizers)
+    if implementation in (None, "blackwell", "cudnn"):
+        reason = _no_triton()
         if reason is not None and capability() is not None:
-            _say_once(f"quantizing in plain XLA: {reason}")
-    elif reason := unsupported(implementation):
-        raise ValueError(f"implementation = {implementation!r} {reason}")
-    elif implementation == "triton" and (reasons := list(filter(None, map(fallback, quantizers)))):
-        raise ValueError(
-            f"implementation = 'triton': {reasons[0]}; leave implementation out, and such "
-            "quantizers run as xla"
-        )
+            _say_once(f"quantizing in plain XLA: triton {reason}")
+        return xla if reason else _fused()
     return xla if implementation == "xla" else _fused()
 
 
+def select_native(implementation: str | None) -> ModuleType | None:
+    """The module with `to_native`, `native_product` and `emulated`; None if all is emulated."""
+    name = best()[0] if implementation is None else implementation
+    if name == "blackwell":
+        from nvfp4_jax.kernels import blackwell
+
+        return blackwell
+    if name == "cudnn":
+        from nvfp4_jax.kernels import cudnn
+
+        return cudnn
+    return None
+
+
 def best() -> tuple[str, str | None]:
-    """(the implementation that `None` means here, why it is not the fused one)."""
-    reason = _no_triton()
-    return ("triton", None) if reason is None else ("xla", f"triton {reason}")
+    """(the implementation that `None` means here, why it is not a better one)."""
+    reason = _no_blackwell()
+    if reason is None:
+        return "blackwell", None
+    slower = _no_triton()
+    if slower is not None:
+        return "xla", f"triton {slower}"
+    return "triton", f"blackwell {reason}" if (capability() or (0,)) >= (10,) else None
 
 
 def fallback(quantizer: Quantizer) -> str | None:
@@ -63,15 +86,38 @@ def fallback(quantizer: Quantizer) -> str | None:
     return _fused().unsupported(quantizer, (16, 16), -1) if _no_triton() is None else None
 
 
+def _check(implementation: str, quantizers: Iterable[Quantizer]) -> None:
+    if reason := unsupported(implementation):
+        raise ValueError(f"implementation = {implementation!r} {reason}")
+    judge = {"xla": lambda _: None, "triton": fallback}.get(implementation, native.unsupported)
+    if reasons := list(filter(None, map(judge, quantizers))):
+        raise ValueError(
+            f"implementation = {implementation!r}: {reasons[0]}; leave implementation out, and "
+            "such quantizers run by another"
+        )
+
+
 def _no_triton() -> str | None:
     found = capability()
     if found is None:
         return "needs an NVIDIA GPU, and JAX sees none"
-    if not (8, 0) <= found < (10, 0):
-        return f"is for compute capability 8.0 to 9.x, and this GPU has {found[0]}.{found[1]}"
+    if not (8, 0) <= found < (11, 0):
+        return f"is for compute capability 8.0 to 10.x, and this GPU has {found[0]}.{found[1]}"
     if importlib.util.find_spec("jax_triton") is None:
         return "needs jax-triton; install nvfp4_jax[cuda]"
     return None
+
+
+def _no_blackwell() -> str | None:
+    found = capability()
+    if found is None:
+        return "needs an NVIDIA Blackwell GPU, and JAX sees none"
+    if found not in TCGEN05:
+        return (
+            f"needs the tcgen05 instructions of compute capability 10.0 or 10.3, and this GPU has "
+            f"{found[0]}.{found[1]}"
+        )
+    return _no_triton()
 
 
 def _fused() -> ModuleType:

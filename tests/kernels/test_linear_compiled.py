@@ -113,8 +113,8 @@ def test_gpus_by_name(name, expected):
     ("found", "reason"),
     [
         (None, "needs an NVIDIA GPU, and JAX sees none"),
-        ((7, 5), "is for compute capability 8.0 to 9.x, and this GPU has 7.5"),
-        ((10, 0), "is for compute capability 8.0 to 9.x, and this GPU has 10.0"),
+        ((7, 5), "is for compute capability 8.0 to 10.x, and this GPU has 7.5"),
+        ((12, 0), "is for compute capability 8.0 to 10.x, and this GPU has 12.0"),
     ],
 )
 def test_a_name_that_cannot_run_says_why(monkeypatch, found, reason):

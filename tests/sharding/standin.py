@@ -49,6 +49,53 @@ def unpacked(codes, scale, shape, copy, compute_capability):
     return blocks.join(wide.astype(jnp.bfloat16), lengths, shape)
 
 
+def native_operands(
+    x, copies, amax, signs, keys, offset, rows, round_to_bf16, compute_capability, length_multiple
+):
+    """`blackwell_quantize.native_operands`, by way of `packed`."""
+    pairs = []
+    for i, copy in enumerate(copies):
+        one = slice(i, i + 1)
+        codes, scale = packed(
+            x, copy, amax[one], signs, keys[one], offset, rows, round_to_bf16, compute_capability
+        )
+        codes, scale = codes[0], scale[0]
+        if copy.axis == "rows":  # a byte holds two rows of the contraction
+            codes, scale = codes.T, scale.T
+        free = x.shape[2 if copy.axis == "rows" else 1]
+        pairs.append(_tiled(codes[:free], scale, free, length_multiple))
+    return pairs
+
+
+def _tiled(codes, scale, rows, multiple):
+    scale = jnp.repeat(scale, 16, axis=0)[:rows] if scale.shape[0] != rows else scale
+    padded = -(-2 * codes.shape[1] // multiple) * multiple
+    codes = jnp.pad(codes, [(0, 0), (0, padded // 2 - codes.shape[1])])
+    scale = jnp.pad(scale, [(0, -rows % 128), (0, padded // 16 - scale.shape[1])])
+    tiles = scale.reshape(-(-rows // 128), 4, 32, padded // 64, 4)
+    return codes, tiles.transpose(0, 3, 2, 1, 4)
+
+
+def block_scaled_matmul(a, a_scale, b, b_scale, sizes, scalars, dtype):
+    """`blackwell_gemm.block_scaled_matmul`, of dequantized operands in FP32."""
+    m, n, length = sizes
+    assert (a.shape, b.shape) == ((m, length // 2), (n, length // 2))
+    a, b = _dequantized(a, a_scale), _dequantized(b, b_scale)
+    y = jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
+    for scalar in scalars:
+        y = y * scalar
+    return y.astype(dtype)
+
+
+def _dequantized(codes, tiles):
+    rows = codes.shape[0]
+    down, across = tiles.shape[:2]
+    assert (down, 64 * across) == (-(-rows // 128), 2 * codes.shape[1])
+    scale = tiles.transpose(0, 3, 2, 1, 4).reshape(128 * down, 4 * across)[:rows]
+    values = packing.unpack(codes).astype(jnp.float32)
+    return values * jnp.repeat(scale.astype(jnp.float32), 16, axis=1)
+
+
 def _axis(copy: Copy) -> int:
     return 1 if copy.axis == "rows" else 2
 

@@ -13,7 +13,16 @@ from jax.sharding import PartitionSpec as P
 
 import nvfp4_jax as nvfp4
 from nvfp4_jax import Quantizer, hadamard
-from nvfp4_jax.kernels import capability, fused, hopper_gemm, launch, scaled_product, select, xla
+from nvfp4_jax.kernels import (
+    capability,
+    fused,
+    hopper_gemm,
+    launch,
+    scaled_product,
+    select,
+    views,
+    xla,
+)
 from nvfp4_jax.kernels.request import Request
 from tests.gemm.precisions import PAPER
 from tests.sharding import standin
@@ -39,7 +48,7 @@ def on_a_gpu(monkeypatch):
     """As if this machine had an H100, whose kernels are the stand-in."""
     for name in ("amax_bits", "operands", "packed", "unpacked"):
         monkeypatch.setattr(launch, name, getattr(standin, name), raising=False)
-    for module in (capability, fused, select):
+    for module in (capability, views, select):
         monkeypatch.setattr(module, "capability", lambda: (9, 0))
 
 
@@ -191,3 +200,12 @@ def test_a_shard_is_a_tensor_within_shard_map(on_a_gpu, products_on_a_cpu):
     y, dx, dw = jax.jit(split)(x, w, dy)
     alone = jax.jit(linear(PAPER, "xla"))(x[:32], w, dy[:32])
     close((y[:32], dx[:32], dw[:96]), alone)
+
+
+def test_a_linear_on_explicit_axes(on_a_gpu, products_on_a_cpu):
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit, AxisType.Explicit))
+    expected = jax.jit(linear(PAPER, "xla"))(*arguments())
+    with jax.set_mesh(mesh):
+        specs = (P("a"), P(None, "b"), P("a", "b"))
+        placed = map(jax.device_put, arguments(), [NamedSharding(mesh, spec) for spec in specs])
+        close(jax.jit(linear(PAPER, "triton"))(*placed), expected)
