@@ -131,7 +131,9 @@ def _tile_meta(shape, copies, length_multiple: int, tile: NativeTile):
     contracted = {copy.axis for copy in copies}
     down = _programs(shape[1], length_multiple if "rows" in contracted else 1, tile.down)
     across = _programs(shape[2], length_multiple if "columns" in contracted else 1, tile.across)
+    covered = BLOCK * tile.down * down, BLOCK * tile.across * across
     meta = {"ROWS": shape[1], "COLUMNS": shape[2], "ACROSS": across}
+    meta["WHOLE"] = covered == tuple(shape[1:])
     return meta | {"B": tile.down, "N": tile.across, "G": tile.threads_a_block}, down, across
 
 

@@ -7,13 +7,12 @@
 | cvt.rn.satfinite.e4m3x2.f32   | two floats, to nearest even | 8.9 and later        |
 
 All three saturate, which clips what the definition clips. `cvt.rs` adds eight random bits to the
-bits of the mantissa that are cut off and keeps the carry, which is floor(a / gap + r / 256) with
-the sum exact; the definition rounds that sum to float32, and so the two differ where a sum lies
-within 2^-24 of a whole number: about one element in 2^17 of those that are near zero, none
-elsewhere but by 2^-22.
+bits of the mantissa that are cut off and keeps the carry. That is floor(a / gap + r / 256) of the
+exact sum; the definition rounds the sum to float32 first, and so the two may differ where it lies
+within 2^-22 below a whole number: in one of 1.6e8 elements drawn at random.
 
 Which random byte belongs to which element was never checked on hardware, for none was at hand.
-The PTX ISA (9.7.9, `cvt`) says of `d, {a, b, e, f}, rbits`: a is stored in the upper bits of d,
+The PTX ISA (9.1, `cvt`) says of `d, {a, b, e, f}, rbits`: a is stored in the upper bits of d,
 and "lower 8-bits from both 16-bits half of `rbits` are used for operands e, f and upper 8-bits
 from both 16-bits half of `rbits` are used for operands a, b". We read the halves in the order of
 the operands:

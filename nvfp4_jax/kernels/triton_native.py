@@ -28,17 +28,20 @@ from nvfp4_jax.kernels.triton_scales import block_scales, multipliers, tensor_fa
 @triton.jit
 def native_kernel(
     x, amax, signs, offset, keys, codes, scales,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr, WHOLE: tl.constexpr,
     B: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
     ROUND: tl.constexpr, HARDWARE: tl.constexpr, PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr,
     SQUARE: tl.constexpr, RHT: tl.constexpr, BITS: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    """One copy. ACROSS programs are beside each other; LENGTH is the padded contraction."""
+    """One copy. LENGTH is the padded contraction, and ACROSS the programs beside each other.
+
+    WHOLE: programs cover the tensor and no padding, which makes all accesses unmasked.
+    """
     row, column = _origin(ACROSS, B, N)
-    tile = _load(x, row, column, ROWS, COLUMNS, B, N, G, ROUND)
+    tile = _load(x, row, column, ROWS, COLUMNS, WHOLE, B, N, G, ROUND)
     _copy(
         codes, scales, tile, ROUND or x.dtype.element_ty == tl.bfloat16,
-        tl.load(amax), signs, offset, keys, row, column, ROWS, COLUMNS, B, N, G,
+        tl.load(amax), signs, offset, keys, row, column, ROWS, COLUMNS, WHOLE, B, N, G,
         HARDWARE, PITCH, ALONG_ROWS, SQUARE, RHT, BITS, LENGTH,
     )  # fmt: skip
 
@@ -46,7 +49,7 @@ def native_kernel(
 @triton.jit
 def two_native_kernel(
     x, amax, signs, offset, keys, codes0, scales0, codes1, scales1,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACROSS: tl.constexpr, WHOLE: tl.constexpr,
     B: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
     ROUND: tl.constexpr, HARDWARE: tl.constexpr,
     PITCH0: tl.constexpr, ALONG_ROWS0: tl.constexpr, SQUARE0: tl.constexpr, RHT0: tl.constexpr,
@@ -56,16 +59,16 @@ def two_native_kernel(
 ):  # fmt: skip
     """Two copies from one read."""
     row, column = _origin(ACROSS, B, N)
-    tile = _load(x, row, column, ROWS, COLUMNS, B, N, G, ROUND)
+    tile = _load(x, row, column, ROWS, COLUMNS, WHOLE, B, N, G, ROUND)
     BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
     _copy(
         codes0, scales0, tile, BF16,
-        tl.load(amax), signs, offset, keys, row, column, ROWS, COLUMNS, B, N, G,
+        tl.load(amax), signs, offset, keys, row, column, ROWS, COLUMNS, WHOLE, B, N, G,
         HARDWARE, PITCH0, ALONG_ROWS0, SQUARE0, RHT0, BITS0, LENGTH0,
     )  # fmt: skip
     _copy(
         codes1, scales1, tile, BF16,
-        tl.load(amax + 1), signs, offset, keys + 2, row, column, ROWS, COLUMNS, B, N, G,
+        tl.load(amax + 1), signs, offset, keys + 2, row, column, ROWS, COLUMNS, WHOLE, B, N, G,
         HARDWARE, PITCH1, ALONG_ROWS1, SQUARE1, RHT1, BITS1, LENGTH1,
     )  # fmt: skip
 
@@ -79,17 +82,18 @@ def _origin(ACROSS: tl.constexpr, B: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _load(
-    x, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
     B: tl.constexpr, N: tl.constexpr, G: tl.constexpr, ROUND: tl.constexpr,
 ):  # fmt: skip
     """The tile as float32, zeros outside; of bf16 read in words of two."""
     V: tl.constexpr = 16 // G
     if x.dtype.element_ty == tl.bfloat16 and COLUMNS % 2 == 0:
         words = x.to(tl.pointer_type(tl.uint32))
-        places, inside = _places(words, row, column // 2, ROWS, COLUMNS // 2, B, N, G, V // 2)
+        HALF: tl.constexpr = COLUMNS // 2
+        places, inside = _places(words, row, column // 2, ROWS, HALF, WHOLE, B, N, G, V // 2)
         tile = floats(tl.load(places, mask=inside, other=0))
     else:
-        places, inside = _places(x, row, column, ROWS, COLUMNS, B, N, G, V)
+        places, inside = _places(x, row, column, ROWS, COLUMNS, WHOLE, B, N, G, V)
         tile = tl.load(places, mask=inside, other=0.0).to(tl.float32)
         if ROUND:
             tile = floats(rounded_to_bf16(tile))
@@ -98,7 +102,7 @@ def _load(
 
 @triton.jit
 def _places(
-    base, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    base, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr,
     B: tl.constexpr, N: tl.constexpr, G: tl.constexpr, V: tl.constexpr,
 ):  # fmt: skip
     """Pointers to the tile at (row, column) of (ROWS, COLUMNS), and which of it is inside."""
@@ -106,7 +110,10 @@ def _places(
     blocks = tl.arange(0, B * N)[None, :, None, None]
     rows = blocks // N * 16 + tl.arange(0, 16)[None, None, :, None]
     columns = blocks % N * (G * V) + threads * V + tl.arange(0, V)[None, None, None, :]
-    inside = (rows < ROWS - row) & (columns < COLUMNS - column)
+    if WHOLE:
+        inside = tl.full((1, 1, 1, 1), True, tl.int1)
+    else:
+        inside = (rows < ROWS - row) & (columns < COLUMNS - column)
     return base + (row.to(tl.int64) * COLUMNS + column) + (rows * COLUMNS + columns), inside
 
 
@@ -114,7 +121,7 @@ def _places(
 def _copy(
     codes, scales, tile, BF16: tl.constexpr,
     amax, signs, offset, key, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    B: tl.constexpr, N: tl.constexpr, G: tl.constexpr, HARDWARE: tl.constexpr,
+    WHOLE: tl.constexpr, B: tl.constexpr, N: tl.constexpr, G: tl.constexpr, HARDWARE: tl.constexpr,
     PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, RHT: tl.constexpr,
     BITS: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
@@ -133,16 +140,16 @@ def _copy(
     V: tl.constexpr = 16 // G
     if ALONG_ROWS:
         four = four.reshape(G, B, N, V, 4).permute(2, 0, 3, 1, 4).reshape(N * 16, B * 4)
-        _store_codes(codes, four, column, row // 4, COLUMNS, LENGTH)
+        _store_codes(codes, four, column, row // 4, COLUMNS, LENGTH, WHOLE)
         byte = tl.broadcast_to(byte, (G, B * N, 1, V))
         byte = byte.reshape(G, B, N, V).permute(2, 0, 3, 1).reshape(N * 16, B)
-        _store_scales(scales, byte, column, row // 16, COLUMNS, LENGTH)
+        _store_scales(scales, byte, column, row // 16, COLUMNS, LENGTH, WHOLE)
     else:
         four = four.reshape(G, B, N, 16, V // 4).permute(1, 3, 2, 0, 4).reshape(B * 16, N * 4)
-        _store_codes(codes, four, row, column // 4, ROWS, LENGTH)
+        _store_codes(codes, four, row, column // 4, ROWS, LENGTH, WHOLE)
         byte = tl.broadcast_to(byte, (1, B * N, 16, 1))
         byte = byte.reshape(B, N, 16).permute(0, 2, 1).reshape(B * 16, N)
-        _store_scales(scales, byte, row, column // 16, ROWS, LENGTH)
+        _store_scales(scales, byte, row, column // 16, ROWS, LENGTH, WHOLE)
 
 
 @triton.jit
@@ -161,18 +168,25 @@ def _scales(tile, amax, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, HARDWARE
 
 
 @triton.jit
-def _store_codes(codes, four, row, quad, ROWS: tl.constexpr, LENGTH: tl.constexpr):
+def _store_codes(
+    codes, four, row, quad, ROWS: tl.constexpr, LENGTH: tl.constexpr, WHOLE: tl.constexpr
+):
     """Quads (R, Q) to (row, quad) of (ROWS, LENGTH / 4)."""
     WIDTH: tl.constexpr = LENGTH // 4
     rows = tl.arange(0, four.shape[0])[:, None]
     columns = tl.arange(0, four.shape[1])[None, :]
     base = codes.to(tl.pointer_type(tl.uint16)) + (row.to(tl.int64) * WIDTH + quad)
-    inside = (rows < ROWS - row) & (columns < WIDTH - quad)
-    tl.store(base + (rows * WIDTH + columns), four.to(tl.uint16), mask=inside)
+    if WHOLE:
+        tl.store(base + (rows * WIDTH + columns), four.to(tl.uint16))
+    else:
+        inside = (rows < ROWS - row) & (columns < WIDTH - quad)
+        tl.store(base + (rows * WIDTH + columns), four.to(tl.uint16), mask=inside)
 
 
 @triton.jit
-def _store_scales(scales, byte, row, block, ROWS: tl.constexpr, LENGTH: tl.constexpr):
+def _store_scales(
+    scales, byte, row, block, ROWS: tl.constexpr, LENGTH: tl.constexpr, WHOLE: tl.constexpr
+):
     """Bytes (R, C) to (row, block) of (ROWS, LENGTH / 16), in tiles of 128 x 4.
 
     R divides 128, and C is a multiple of 4 or divides it: what follows is within one row of tiles.
@@ -183,7 +197,9 @@ def _store_scales(scales, byte, row, block, ROWS: tl.constexpr, LENGTH: tl.const
     blocks = block + tl.arange(0, byte.shape[1])[None, :]
     base = scales + (row // 128).to(tl.int64) * (TILES * 512)
     places = blocks // 4 * 512 + rows % 32 * 16 + rows // 32 * 4 + blocks % 4
-    if ROWS % 16 != 0:  # the last 16x16 block may have fewer rows
-        byte = tl.where(rows < ROWS - row_of_tiles, byte, 0)
-    inside = (rows < (ROWS + 127) // 128 * 128 - row_of_tiles) & (blocks < TILES * 4)
-    tl.store(base + places, byte, mask=inside)
+    if WHOLE:
+        tl.store(base + places, byte)
+    else:
+        of_tensor = rows < ROWS - row_of_tiles  # the last 16x16 block may have fewer rows
+        inside = (rows < (ROWS + 127) // 128 * 128 - row_of_tiles) & (blocks < TILES * 4)
+        tl.store(base + places, tl.where(of_tensor, byte, 0), mask=inside)

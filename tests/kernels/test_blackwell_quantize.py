@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nvfp4_jax.kernels import blackwell_layout, blackwell_quantize, xla
@@ -90,6 +90,24 @@ def test_read_back_they_are_the_oracles(interpreted, kind, shape, dtype, copies,
     x = tensor(kind, shape, dtype)
     made = operands(interpreted, x, copies, hardware=hardware)
     for operand, copy, key in zip(made, copies, KEYS, strict=False):
+        check(operand, expected(x, copy, key))
+
+
+COPIES = st.builds(
+    Copy,
+    axis=st.sampled_from(["rows", "columns"]),
+    square=st.booleans(),
+    rht=st.booleans(),
+    bits=st.sampled_from([0, 8]),
+)
+
+
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 40), st.integers(1, 40), st.tuples(COPIES, COPIES), st.booleans())
+def test_any_two_copies_of_any_shape(interpreted, rows, columns, copies, hardware):
+    x = tensor("blocks", (1, rows, columns), BF16, rows + columns)
+    made = operands(interpreted, x, copies, hardware=hardware)
+    for operand, copy, key in zip(made, copies, KEYS, strict=True):
         check(operand, expected(x, copy, key))
 
 
