@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import pytest
 import triton
 
+from nvfp4_jax.compile_for import compile_for, mesh_of
+from nvfp4_jax.compiled.hlo import parse
+from nvfp4_jax.compiled.kernels import triton_kernel
 from nvfp4_jax.kernels import blackwell_quantize, launch, tiles, triton_casts, triton_quads
 from nvfp4_jax.kernels.tiles import Copy
 from tests import sass
@@ -137,3 +140,23 @@ def test_the_nearest_cast_in_place_of_the_stochastic_one_is_noticed(compiled, mo
 def _nearest(v0, v1, v2, v3, random):
     """Stochastic rounding dropped: random bits are drawn and not used."""
     return triton_casts.nearest_quad(v0, v1, v2, v3)
+
+
+@pytest.mark.parametrize(("gpu", "capability"), [("b200", 100), ("gb300", 103), ("h100", 90)])
+def test_what_xla_is_given(gpu, capability):
+    """The PTX in the program that XLA makes for a GPU: its architecture, and what rounds."""
+
+    def run(x, signs, keys, offset):
+        amax = launch.amax_bits(x, DUAL, signs, False, capability)
+        arguments = (amax, signs, keys, offset, x.shape[1], False, capability)
+        return blackwell_quantize.native_operands(x, DUAL, *arguments)
+
+    shapes = [((1, 300, 500), jnp.bfloat16), ((16,), jnp.float32)]
+    shapes += [((2, 2), jnp.uint32), ((3,), jnp.uint32)]
+    arguments = (jax.ShapeDtypeStruct(*s) for s in shapes)
+    text = compile_for(mesh_of(gpu), run, *arguments).as_text()
+    assert text is not None
+    calls = filter(None, map(triton_kernel, parse(text).instructions.values()))
+    (ptx,) = [call.ptx for call in calls if "native" in call.name]
+    assert f".target sm_{capability}a" in ptx
+    assert ("cvt.rs.satfinite.e2m1x4.f32" in ptx) == (capability >= 100)
