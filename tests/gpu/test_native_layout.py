@@ -185,3 +185,26 @@ def test_a_product_of_what_is_quantized_here(shapes, copies, kernel):
     steps = -(-values[0].shape[1] // 16)
     unit = 2.0**-23 if kernel is block_scaled_kernel else 2.0**-24
     assert np.all(np.abs(got - values[0] @ values[1].T) <= 17 * steps * unit * size)
+
+
+def test_more_bytes_than_32_bits_count():
+    """The end of a tensor of 2^33 elements, against a shard of it."""
+    rows, columns, last = 2**17, 2**16, 256
+    block = jax.random.normal(jax.random.key(0), (1024, columns), jnp.bfloat16)
+    x = jax.jit(lambda block: jnp.tile(block, (rows // 1024, 1))[None])(block)
+    copies = (stochastic(ROW_WISE), stochastic(COLUMN_WISE))
+    amax = jnp.full(2, F32(6).view(np.int32))
+
+    @jax.jit
+    def run(x, start):
+        arguments = (amax, SIGNS, jnp.asarray(KEYS), start, rows)
+        return blackwell_quantize.native_operands(x, copies, *arguments, hardware=False)
+
+    (codes, scales), (down, down_scales) = run(x, jnp.asarray(START))
+    start = jnp.asarray([0, rows - last, 0], jnp.uint32)
+    shard, down_shard = run(jnp.asarray(x[:, -last:]), start)
+    tiles = last // blackwell_layout.SCALE_LENGTH
+    assert differing(codes[-last:], shard[0]) == 0
+    assert differing(scales[-last // 128 :], shard[1]) == 0
+    assert differing(down[:, -last // 2 :], down_shard[0]) == 0
+    assert differing(down_scales[:, -tiles:], down_shard[1]) == 0
