@@ -186,7 +186,7 @@ def _weight(call, key, keep: Keep, w, dtype, amax) -> tuple[Scaled, Operand | No
     """Fprop's weight, and Dgrad's if it is to be kept: the same values, as codes laid otherwise."""
     uses = [(FPROP_WEIGHT, w), (DGRAD_WEIGHT, w.swapped())]
     if keep.weight != "operand":
-        return *_ready(call, key, uses[:1], dtype, amax), None
+        return _ready(call, key, uses[:1], dtype, amax)[0], None
     matrix = w.batch is None and w.array.size > 0
     both_ways = all(emulated(call.precision, g, call.implementation, matrix) for g in GEMMS[:2])
     one, *other = _ready(call, key, uses[:1] if both_ways else uses, dtype, amax)

@@ -107,8 +107,11 @@ def _row(size: str, variant: Variant, timing: Timing, copy_pace: float) -> Row:
 
 
 def _variants(name: str, case: Case, implementation: str, tensors) -> Iterator[Variant]:
-    """The whole of what a linear asks for; and its kernel alone, where one takes the amax."""
-    kernels = select.select(implementation)
+    """The whole of what a linear asks for; and its kernel alone, where one takes the amax.
+
+    For 4-bit tensor cores operands are codes; what is packed to be kept is as elsewhere.
+    """
+    kernels, native = select.select(implementation), select.select_native(implementation)
     keys = jax.random.split(jax.random.key(1), len(tensors))  # of one key bits are drawn once
     keyed = list(zip(tensors, keys, strict=True))
     flop = case.flop_per_element * tensors[0].size
@@ -120,9 +123,10 @@ def _variants(name: str, case: Case, implementation: str, tensors) -> Iterator[V
         amax = partial(_xla_amax if kernels is xla else _fused_amax, case)
         yield label("computed", flop, amax, [(x,) for x in tensors], passes=1)
     else:
-        whole = partial(_packed if case.kind == "pack" else _operands, kernels, case)
-        yield label("computed", flop, whole, keyed, passes=2)
-        if kernels is not xla:
+        to_operands = native.to_native if native else kernels.to_operands
+        one = partial(_packed, kernels) if case.kind == "pack" else partial(_operands, to_operands)
+        yield label("computed", flop, partial(one, case), keyed, passes=2)
+        if kernels is not xla and native is None:
             yield _kernel_alone(label, case, flop, tensors)
 
 
@@ -153,8 +157,8 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _operands(kernels: ModuleType, case: Case, x: jax.Array, key: jax.Array):
-    return kernels.to_operands(x, _requests(case, key))
+def _operands(to_operands: Callable[..., Any], case: Case, x: jax.Array, key: jax.Array):
+    return to_operands(x, _requests(case, key))
 
 
 def _packed(kernels: ModuleType, case: Case, x: jax.Array, key: jax.Array):

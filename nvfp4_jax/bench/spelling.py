@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nvfp4_jax.kernels.select import unsupported
+from nvfp4_jax.kernels.select import best, unsupported
 from nvfp4_jax.quantizer import nearest_spelling
 from nvfp4_jax.training.errors import UsageError
 
@@ -41,7 +41,7 @@ def implementations(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if reason := unsupported(name):
             raise UsageError(f"--implementation {name}: {reason}")
-    return tuple(dict.fromkeys(names)) or ("xla" if unsupported("triton") else "triton",)
+    return tuple(dict.fromkeys(names)) or (best()[0],)
 
 
 def at_least_one(flag: str, number: int | None) -> None:

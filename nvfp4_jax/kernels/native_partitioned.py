@@ -40,14 +40,16 @@ def operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) -> 
     The arguments are those of `partitioned.operands`, for an `x` of one batch entry.
     """
 
-    def at(entries: Any, mesh: Any, x: Array, *rest: Array) -> tuple[Array, ...]:
-        rows = x.shape[1] * shard_count(mesh, entries[1])
+    def at(entries: Any, mesh: Any, x: Array, *rest: Any) -> tuple[Array, ...]:
+        amax, signs, keys = rest
         pairs = blackwell_quantize.native_operands(
             x,
             copies,
-            *rest,
+            amax,
+            signs,
+            keys,
             start_of(x, entries),
-            rows,
+            rows=x.shape[1] * shard_count(mesh, entries[1]),
             round_to_bf16=round_to_bf16,
             compute_capability=capability,
             length_multiple=TILE if any(entries) else STEP_K,
@@ -109,10 +111,10 @@ def _rule(rule: str, sizes: dict[str, int]):
 def product(sizes: tuple[int, int], count: int, dtype: Any, found: Any) -> Callable:
     """f(a codes, a scales, b codes, b scales, *tensor scales) -> (m, n) = ((a bᵀ) s_0) s_1."""
 
-    def multiply(sizes: tuple[int, ...], dtype: Any, *arrays: Array) -> Array:
+    def multiply(sizes: tuple[int, int], dtype: Any, *arrays: Array) -> Array:
         a, a_scale, b, b_scale, *factors = arrays
         scalars = tuple(factor.reshape(()) for factor in factors)
-        shape = (*sizes, 2 * a.shape[1])
+        shape = sizes[0], sizes[1], 2 * a.shape[1]
         return blackwell_gemm.block_scaled_matmul(a, a_scale, b, b_scale, shape, scalars, dtype)
 
     def partition(mesh: Any, arguments: Any, result: Any):

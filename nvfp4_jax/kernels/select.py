@@ -78,7 +78,7 @@ def best() -> tuple[str, str | None]:
     slower = _no_triton()
     if slower is not None:
         return "xla", f"triton {slower}"
-    return "triton", f"blackwell {reason}" if (capability() or (0,)) >= (10,) else None
+    return "triton", f"blackwell {reason}" if (capability() or (0, 0)) >= (10, 0) else None
 
 
 def fallback(quantizer: Quantizer) -> str | None:
