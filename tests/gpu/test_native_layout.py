@@ -29,7 +29,7 @@ from tests.kernels.cases import (
     stochastic,
     tensor,
 )
-from tests.kernels.native_product import block_scaled_kernel, product, unpacked_kernel
+from tests.kernels.native_product import product
 from tests.oracle import native
 from tests.oracle.formats import E2M1, E4M3
 
@@ -39,7 +39,6 @@ DUAL = (stochastic(ROW_WISE), stochastic(ROTATED))
 WORDS = (stochastic(ROW_WISE, 16), stochastic(COLUMN_WISE, 32))
 SQUARE = (TILES, stochastic(Copy("rows", square=True)))
 ROTATED_ROW_WISE = (stochastic(Copy("columns", rht=True)),)
-KERNELS = [unpacked_kernel, block_scaled_kernel]
 
 
 @functools.cache
@@ -141,9 +140,9 @@ def test_repeated_calls_agree():
         assert [differing(*pair) for pair in zip(first, again, strict=True)] == [0] * 4
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=["unpacked", "block-scaled"])
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("sizes", [(64, 64, 128), (200, 300, 700), (129, 1, 16)], ids=str)
-def test_a_product_whose_sums_are_exact(sizes, kernel):
+def test_a_product_whose_sums_are_exact(sizes, bf16):
     """Random codes with scales 1 and 2: no order of summation rounds, so it has defined bits."""
     m, n, k = sizes
     assert 144 * k * 4 < 2**24
@@ -154,11 +153,11 @@ def test_a_product_whose_sums_are_exact(sizes, kernel):
         scale = np.exp2(random.integers(0, 2, (rows, -(-k // 16)))).astype(E4M3)
         operands.append(blackwell_layout.from_linear(jnp.asarray(codes), jnp.asarray(scale)))
         values.append(codes.astype(F32) * np.repeat(scale.astype(F32), 16, axis=1)[:, :k])
-    got = jax.jit(lambda a, b: product(a, b, kernel))(*operands)
+    got = jax.jit(lambda a, b: product(a, b, bf16))(*operands)
     np.testing.assert_array_equal(np.asarray(got), values[0] @ values[1].T)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=["unpacked", "block-scaled"])
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
     ("shapes", "copies"),
     [
@@ -168,7 +167,7 @@ def test_a_product_whose_sums_are_exact(sizes, kernel):
     ],
     ids=["fprop", "dgrad", "wgrad"],
 )
-def test_a_product_of_what_is_quantized_here(shapes, copies, kernel):
+def test_a_product_of_what_is_quantized_here(shapes, copies, bf16):
     """The quantizers' bytes, multiplied, against the definition's values in float64.
 
     Hopper's tensor cores add 16 products at a time to a sum, all cut off at 24 bits; the float32
@@ -180,10 +179,10 @@ def test_a_product_of_what_is_quantized_here(shapes, copies, kernel):
         (operand,) = compiled((copy,))(jnp.asarray(x))
         pair.append(operand)
         values.append(expected(x, copy, KEYS[0]).operand().astype(np.float64))
-    got = np.asarray(jax.jit(lambda a, b: product(a, b, kernel))(*pair))
+    got = np.asarray(jax.jit(lambda a, b: product(a, b, bf16))(*pair))
     size = np.abs(values[0]) @ np.abs(values[1]).T
     steps = -(-values[0].shape[1] // 16)
-    unit = 2.0**-23 if kernel is block_scaled_kernel else 2.0**-24
+    unit = 2.0**-23 if bf16 else 2.0**-24
     assert np.all(np.abs(got - values[0] @ values[1].T) <= 17 * steps * unit * size)
 
 

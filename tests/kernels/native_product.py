@@ -1,8 +1,8 @@
 """The product of native operands on GPUs that have no 4-bit tensor cores: the twin of Blackwell's.
 
-It reads the very bytes the block-scaled product reads, codes and scales at their documented
-places, and multiplies: as float32, or through Triton's own block-scaled product, which Hopper
-emulates in bf16. Slow, and for the tests alone.
+It reads the very bytes that the block-scaled product reads, codes and scales at their documented
+places, and multiplies value times scale: in float32, or in bf16 on tensor cores, which is exact
+since 6 bits suffice. Slow, and for the tests alone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from nvfp4_jax.kernels.triton_codes import decode_e2m1, decode_e4m3
 M, N, K = 64, 64, 128  # of a tile
 
 
-def product(a, b, kernel):
+def product(a, b, bf16=False):
     """float32 (m, n) of two (codes, block scales); the scales of the tensors are not applied."""
     (m, half), n = a[0].shape, b[0].shape[0]
     inputs = (array for codes, scale in (a, b) for array in (codes, _bytes(scale)))
     return launch.call(
-        kernel,
+        product_kernel,
         tuple(inputs),
         jax.ShapeDtypeStruct((m, n), jnp.float32),
         grid=-(-m // M) * -(-n // N),
@@ -36,6 +36,7 @@ def product(a, b, kernel):
         M=M,
         N=N,
         K=K,
+        BF16=bf16,
     )
 
 
@@ -44,12 +45,12 @@ def _bytes(scale):
 
 
 @triton.jit
-def unpacked_kernel(
+def product_kernel(
     a, a_scale, b, b_scale, out,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, LENGTH: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BF16: tl.constexpr,
 ):  # fmt: skip
-    """Value times scale, in float32, even elements apart from odd ones."""
+    """Even elements apart from odd ones, as they come out of a byte."""
     row, column = _origin(COLUMNS, M, N)
     acc = tl.zeros((M, N), tl.float32)
     for k in range(0, LENGTH, K):
@@ -57,26 +58,11 @@ def unpacked_kernel(
         b_bytes, b_scales = _load(b, b_scale, column, k, COLUMNS, LENGTH, N, K)
         for odd in tl.static_range(2):
             left = _values(a_bytes, a_scales, 4 * odd, M, K)
-            right = _values(b_bytes, b_scales, 4 * odd, N, K)
-            acc += tl.dot(left, tl.trans(right), input_precision="ieee")
-    _store(out, acc, row, column, ROWS, COLUMNS, M, N)
-
-
-@triton.jit
-def block_scaled_kernel(
-    a, a_scale, b, b_scale, out,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, LENGTH: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Triton's product of codes and scales: UTCOMMA on Blackwell, bf16 on Hopper."""
-    row, column = _origin(COLUMNS, M, N)
-    acc = tl.zeros((M, N), tl.float32)
-    for k in range(0, LENGTH, K):
-        left, a_scales = _load(a, a_scale, row, k, ROWS, LENGTH, M, K)
-        right, b_scales = _load(b, b_scale, column, k, COLUMNS, LENGTH, N, K)
-        a_scales = a_scales.to(tl.float8e4nv, bitcast=True)
-        b_scales = b_scales.to(tl.float8e4nv, bitcast=True)
-        acc = tl.dot_scaled(left, a_scales, "e2m1", tl.trans(right), b_scales, "e2m1", acc)
+            right = tl.trans(_values(b_bytes, b_scales, 4 * odd, N, K))
+            if BF16:
+                acc = tl.dot(left.to(tl.bfloat16), right.to(tl.bfloat16), acc)
+            else:
+                acc += tl.dot(left, right, input_precision="ieee")
     _store(out, acc, row, column, ROWS, COLUMNS, M, N)
 
 

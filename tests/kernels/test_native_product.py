@@ -8,7 +8,7 @@ import pytest
 from tests.oracle import native
 
 from .cases import BF16, COLUMN_WISE, ROTATED, ROW_WISE, TILES, stochastic, tensor
-from .native_product import product, unpacked_kernel
+from .native_product import product
 from .test_blackwell_quantize import TILES_DOWN, operands
 
 PAIRS = {  # operands of (tokens, features), (features, outputs) and (tokens, outputs)
@@ -27,7 +27,7 @@ def test_it_is_the_product_of_the_values(interpreted, gemm):
         operands(interpreted, tensor("normal", (1, *shape), BF16, seed), (copy,))[0]
         for seed, (shape, copy) in enumerate(zip(shapes, PAIRS[gemm], strict=True))
     )
-    got = np.asarray(product(a, b, unpacked_kernel))
+    got = np.asarray(product(a, b))
     left, right = (native.values(*map(np.asarray, x)).astype(np.float64) for x in (a, b))
     # Every product is exact, and so the sums alone round.
     bound = left.shape[1] * 2.0**-24 * (np.abs(left) @ np.abs(right).T)
