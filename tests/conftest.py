@@ -41,6 +41,18 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if GPU_TESTS not in item.path.parents]
 
 
+def pytest_sessionfinish(session):
+    """A worker of `-n` tells how many; the workers all see the same tests."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = session.config.stash.get(NOT_RUN, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    told = getattr(node, "workeroutput", {})
+    node.config.stash[NOT_RUN] = told.get("not_run", 0)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     if count := config.stash.get(NOT_RUN, 0):
         terminalreporter.write_line(
