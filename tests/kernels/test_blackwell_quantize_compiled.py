@@ -111,6 +111,12 @@ def test_elsewhere_it_is_arithmetic(compiled, tmp_path, capability):
         assert not casts(sass.disassembled(code)).total()
 
 
+def test_more_than_8_random_bits_are_arithmetic(compiled, tmp_path):
+    code = compiled((stochastic(ROW_WISE, 16), stochastic(ROTATED, 32)), 100)
+    assert not casts(sass.disassembled(code)).total()
+    assert local_memory(code, tmp_path) == 0
+
+
 def test_ragged_float32_spills_nothing(compiled, tmp_path):
     assert local_memory(compiled(DUAL, 100, (1, 1000, 1001), jnp.float32), tmp_path) == 0
 
