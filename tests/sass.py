@@ -108,6 +108,22 @@ def disassembled(cubin: bytes) -> Program:
         return parsed(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def assembled(ptx: str, architecture: str) -> tuple[bytes, str]:
+    """The cubin of a PTX program for such as sm_103a, and the assembler's remarks on it.
+
+    Triton's assembler may be older than the compiler that wrote the program, by more than this
+    program needs; it would refuse the newer version number.
+    """
+    ptx = re.sub(r"^\.version .*", ".version 8.8", ptx, count=1, flags=re.MULTILINE)
+    with TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(ptx)
+        assembler = CUDA_ROOT / "bin" / "ptxas-blackwell"
+        command = [assembler, "--verbose", f"--gpu-name={architecture}", "-o", cubin, source]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True)
+        return cubin.read_bytes(), ran.stderr
+
+
 def spills(program: Program) -> int:
     """Instructions that read or write a thread's own memory: registers did not suffice."""
     return program.count("STL") + program.count("LDL")

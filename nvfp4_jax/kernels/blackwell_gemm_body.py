@@ -1,4 +1,4 @@
-"""The body of the Blackwell GEMM: a warp that loads, a warp that multiplies, a warpgroup that stores.
+"""The body of the Blackwell GEMM: one warp loads, one multiplies, and a warpgroup stores.
 
 A persistent kernel. Each SM, or pair of them, walks over output tiles in an order that keeps
 operands in L2. The loading warp copies codes and block scales into a ring of shared-memory stages
@@ -273,8 +273,8 @@ def _store(problem, tiling, shared, scalars, out):
             start = tiling.chunk(problem, slot, i) * width
             sums = shared.sums.at[:, pl.ds(slot * tiling.second + start, width)]
             values = plgpu.async_load_tmem(sums)
+            plgpu.wait_load_tmem()
             if i == tiling.released_after(problem):
-                plgpu.wait_load_tmem()
                 plgpu.barrier_arrive(shared.drained.at[slot])
             for scalar in scalars:
                 values = values * scalar
