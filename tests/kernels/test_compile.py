@@ -51,7 +51,7 @@ def through(shape, dtype, copies, capability):
     )
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(
     ("shape", "dtype", "copies"),
     [
@@ -70,7 +70,7 @@ def test_they_lower_without_a_gpu(shape, dtype, copies, capability):
     assert "triton_kernel_call" in lowered.mlir_module()
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(
     "copies",
     [
