@@ -8,6 +8,8 @@ finished products to a barrier; `LDTM` reads sums.
 
 from __future__ import annotations
 
+import re
+
 import jax.numpy as jnp
 import pytest
 
@@ -16,10 +18,12 @@ from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     LANES,
     SCALES_K,
     STEP_K,
+    TMEM_COLUMNS,
     Problem,
 )
 from tests import sass
 from tests.gpu_compile import instructions, with_opcode
+from tests.kernels import tcgen05_ptx
 from tests.kernels.blackwell_gemm_programs import TARGETS, VARIANTS, compiled
 
 
@@ -79,3 +83,62 @@ def test_operands_and_scales_come_by_tma_and_the_result_goes_by_it(gpu, variant)
     assert program.count("UTMASTG") == tiling.chunks(problem)
     assert program.count("LDG") == 2  # the tensor scales
     assert not program.count("STG")
+
+
+@each
+def test_descriptors_say_what_is_multiplied(gpu, variant):
+    """Two E2M1 operands along rows of 128 bytes, four UE4M3 scales for 64 elements of a row."""
+    tiling, _ = variant
+    products = tcgen05_ptx.products(gpu[1][variant].ptx)
+    assert len(products) == STEP_K // INSTRUCTION_K
+    nothing = dict.fromkeys(tcgen05_ptx.INSTRUCTION, 0)
+    sizes = {"n_eighths": tiling.n // 8, "m_by_128": tiling.m // 128}
+    rows = dict.fromkeys(tcgen05_ptx.SHARED_MEMORY, 0) | {"stride_offset": 8 * 128 // 16}
+    for i, product in enumerate(products):
+        kind = f"cta_group::{tiling.ctas}.kind::mxf4nvf4.block_scale.scale_vec::4X"
+        assert product.modifiers == kind
+        assert product.instruction == nothing | {"a_type": 1, "b_type": 1} | sizes
+        along_k = {"address": i * INSTRUCTION_K // 2 // 16, "swizzle": 2}
+        assert product.a == product.b == rows | along_k
+
+
+@each
+def test_scales_are_read_where_they_were_copied_and_sums_lie_apart(gpu, variant):
+    """A tile of 128 rows x 64 elements takes 4 columns; tiles of b for one product lie together."""
+    tiling, _ = variant
+    ptx = gpu[1][variant].ptx
+    products, tiles = tcgen05_ptx.products(ptx), tiling.n // LANES
+    a_first, b_first = products[0].a_scale, products[0].b_scale
+    assert [p.a_scale - a_first for p in products] == [4 * i for i in range(len(products))]
+    assert [p.b_scale - b_first for p in products] == [4 * tiles * i for i in range(len(products))]
+    copies = tcgen05_ptx.scale_copies(ptx)
+    group = f"cta_group::{tiling.ctas}.32x128b.warpx4"
+    assert {modifiers for modifiers, _ in copies} == {group}
+    columns = sorted(column for _, column in copies)
+    assert columns == list(range(0, tiling.scale_columns, 4))
+    assert {a_first, b_first} == {0, 4 * len(products)}
+    assert tiling.scale_columns + tiling.second + tiling.n <= TMEM_COLUMNS
+
+
+@each
+def test_barriers_expect_what_arrives(gpu, variant):
+    """`full`: four copies of 128 arrivals, and the bytes of a stage of every CTA of the pair."""
+    tiling, _ = variant
+    ptx = gpu[1][variant].ptx
+    assert sum(tcgen05_ptx.expected_bytes(ptx)) == tiling.ctas * tiling.stage_bytes()
+    expected = [4 * 128] * tiling.stages + [1] * (tiling.stages + 2) + [tiling.ctas] * 2
+    assert sorted(tcgen05_ptx.arrivals(ptx)) == sorted(expected)
+
+
+@each
+def test_each_sum_is_multiplied_by_each_scalar_in_float32(gpu, variant):
+    """One after the other, before the only rounding; the registers of one store at a time."""
+    tiling, dtype = variant
+    ptx = gpu[1][variant].ptx
+    sums = tiling.n  # of a thread: 128 rows of n columns for 128 threads
+    pairs = re.findall(r"\bmul(?:\.rn)?\.f32x2\b", ptx)
+    ones = re.findall(r"\bmul(?:\.rn)?\.f32\b", ptx)
+    assert 2 * len(pairs) + len(ones) == 2 * sums
+    assert not re.findall(r"\bfma\.\w+\.f32|\bmul\.ftz", ptx)
+    halves = len(re.findall(r"cvt\.rn\.bf16x2\.f32", ptx))
+    assert halves == (sums // 2 if dtype == "bfloat16" else 0)
