@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -43,12 +43,34 @@ class Explain:
       recipe: A recipe's name (nvfp4, nvfp4-12b, ...) or the path of a TOML file.
       json: Print JSON.
       all: Give each layer its own row.
+      compiled: Compile the training step, and show what it really does: what multiplies, and
+        whether each operand is rounded as the recipe says. Takes a minute and more.
+      gpu: With --compiled: for another GPU than the one at hand (a100, h100, h200, b200, gb200,
+        gb300), which need not be there.
+      batch: With --compiled: rows a step; 8 if left out.
+      length: With --compiled: tokens a row; 256 if left out.
+      microbatches: With --compiled: parts a batch is computed in.
+      remat: With --compiled: as of train.
+      scan: With --compiled: as of train.
     """
 
     model: str = "tiny"
     recipe: str = "nvfp4"
     json: bool = False
     all: bool = False
+    compiled: bool = False
+    gpu: str | None = None
+    batch: int | None = None
+    length: int | None = None
+    microbatches: int | None = None
+    remat: Literal["none", "linear_inputs", "block"] | None = None
+    scan: Literal["auto", "on", "off"] | None = None
+
+    @property
+    def of_the_step(self) -> dict[str, Any]:
+        """What was given of the step's own options, by the names of `StepShape`."""
+        names = ("batch", "length", "microbatches", "remat", "scan")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +158,33 @@ def _train(config: TrainConfig) -> None:
 
 def _explain(options: Explain) -> None:
     from nvfp4_jax.recipe import load_recipe
+    from nvfp4_jax.training.errors import UsageError
     from nvfp4_jax.training.model_choice import choose_model
     from nvfp4_jax.training.state import abstract_model
 
     config = choose_model(options.model)
     recipe = load_recipe(options.recipe)
-    explanation = recipe.explain(abstract_model(config), num_blocks=config.num_blocks)
-    print(explanation.to_json() if options.json else explanation.text(every_layer=options.all))
+    idle = [*options.of_the_step, *(["gpu"] if options.gpu else [])]
+    if idle and not options.compiled:
+        raise UsageError(f"--{idle[0]} has no effect without --compiled; add that or leave it out")
+    if options.compiled:
+        _explain_compiled(options, config, recipe)
+    else:
+        explanation = recipe.explain(abstract_model(config), num_blocks=config.num_blocks)
+        print(explanation.to_json() if options.json else explanation.text(every_layer=options.all))
+
+
+def _explain_compiled(options: Explain, config: Any, recipe: Any) -> None:
+    from nvfp4_jax.compiled.report import as_json, as_text
+    from nvfp4_jax.training.errors import UsageError
+    from nvfp4_jax.training.proof import StepShape, prove_step
+
+    try:
+        shape = StepShape(**options.of_the_step)
+        proof = prove_step(config, recipe, gpu=options.gpu, shape=shape)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(as_json(proof) if options.json else as_text(proof, every_layer=options.all))
 
 
 def _compare(options: Compare) -> None:

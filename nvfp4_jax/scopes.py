@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -34,12 +34,12 @@ class Place(NamedTuple):
     operand: str | None
 
 
-def gemm_scope(layer: str | None, gemm: str) -> contextlib.AbstractContextManager[None]:
+def gemm_scope(layer: str | None, gemm: str) -> contextlib.AbstractContextManager[Any]:
     """What is traced inside belongs to a GEMM of a layer."""
     return jax.named_scope(f"linear[{layer or UNNAMED}:{gemm}]")
 
 
-def quantize_scope(operand: str) -> contextlib.AbstractContextManager[None]:
+def quantize_scope(operand: str) -> contextlib.AbstractContextManager[Any]:
     """What is traced inside rounds an operand of the GEMM in whose scope it is."""
     return jax.named_scope(f"quantize[{operand}]")
 

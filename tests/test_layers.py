@@ -26,7 +26,7 @@ PICTURE = {
     4: "recipe/ compiled/",  #             which layer, when, how; and what then ran
     3: "precision quantize operands product residuals dot_general einsum",  # GEMM by GEMM
     2: "kernels/",  #                      one file an op and implementation
-    1: "quantizer block_scaled packing gpus compile_for",  # what a tensor becomes, and for which GPU
+    1: "quantizer block_scaled packing gpus compile_for",  # codes; and for which GPU
     0: "formats division rounding philox materialize hadamard axes contraction keys scopes",
 }
 BESIDE = "models/"  # imports nothing of the house; levels 6 and 7 import it

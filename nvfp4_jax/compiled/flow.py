@@ -13,11 +13,11 @@ from nvfp4_jax.compiled.hlo import Instruction, Program
 
 
 class Value(NamedTuple):
-    """Result of an instruction; `index` leads into nested tuples."""
+    """Result of an instruction; `path` leads into nested tuples."""
 
     computation: str
     name: str
-    index: tuple[int, ...] = ()
+    path: tuple[int, ...] = ()
 
 
 def operand_value(program: Program, instruction: Instruction, number: int) -> Value:
@@ -28,7 +28,7 @@ def operand_value(program: Program, instruction: Instruction, number: int) -> Va
 def origins(program: Program, value: Value) -> list[Value]:
     """The values that `value` is, or may be; none where it is computed here, or is an input."""
     i = program.instructions[value.computation, value.name]
-    index = value.index
+    index = value.path
     if i.opcode == "get-tuple-element":
         number = int(i.attributes.partition("index=")[2].split(",")[0])
         return [Value(i.computation, i.operands[0], (number, *index))]

@@ -147,7 +147,7 @@ def parse(text: str) -> Program:
     instructions: dict[tuple[str, str], Instruction] = {}
     roots: dict[str, str] = {}
     entry = computation = ""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if line.startswith("  ") and computation and " = " in line:
             parsed = _instruction(line, computation)
             instructions[computation, parsed.name] = parsed
@@ -183,7 +183,7 @@ def _instruction(line: str, computation: str) -> Instruction:
         called=tuple(_NAME.findall(" ".join(called))),
         op_name=op_name[1] if op_name else "",
         literal=inside if is_leaf else "",
-        attributes=attributes[: attributes.find("metadata=")],
+        attributes=attributes.partition("metadata=")[0],
         config=config,
     )
 

@@ -8,6 +8,7 @@ where the tensor-core instruction stands in plain letters.
 from __future__ import annotations
 
 import codecs
+import re
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from nvfp4_jax.compiled.hlo import Instruction
 
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 TRITON_TARGETS = ("triton_kernel_call",)
 MOSAIC_TARGETS = ("mosaic_gpu", "mosaic_gpu_v2")
 
@@ -42,7 +44,10 @@ def is_mosaic(call: Instruction) -> bool:
 @lru_cache(maxsize=4096)
 def _decoded(config: str) -> TritonKernel | None:
     """jax-triton's call: {kernel call: {kernel: {name, ..., PTX, Triton IR, ...}}}, compressed."""
-    raw, _ = codecs.escape_decode(config.strip().strip('"').encode("latin-1", "replace"))  # type: ignore[attr-defined]
+    quoted = _QUOTED.match(config)
+    if quoted is None:
+        return None
+    raw, _ = codecs.escape_decode(quoted[1].encode())  # pyright: ignore[reportAttributeAccessIssue]
     try:
         message = zlib.decompress(raw)
     except zlib.error:

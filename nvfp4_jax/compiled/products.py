@@ -113,9 +113,7 @@ def _dtype(program: Program, i: Instruction) -> str:
 def _operands(i: Instruction, executor: str) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
     """The arrays of each operand: codes and scales where the product takes both."""
     values = [Value(i.computation, name) for name in i.operands]
-    if executor == TCGEN05:  # codes, scales, codes, scales, then tensor scales
-        return (values[0], values[1]), (values[2], values[3])
-    if executor == CUDNN:  # codes, codes, scales, scales
+    if executor in NATIVE:  # codes, codes, scales, scales, and perhaps tensor scales
         return (values[0], values[2]), (values[1], values[3])
     return (values[0],), (values[1],)
 

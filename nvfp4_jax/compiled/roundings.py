@@ -92,7 +92,7 @@ def _before_kernel(call: Instruction, value: Value, reading: Reading) -> list[Va
     if kernel is None:
         reading.unrounded.append(_told(call))
         return []
-    output = len(call.operands) + (value.index[0] if value.index else 0)
+    output = len(call.operands) + (value.path[0] if value.path else 0)
     written = next((w for w in writes(kernel.ir) if w.argument == output), None)
     if written is None:
         reading.unrounded.append(f"kernel {kernel.name}, whose output {output} cannot be read")

@@ -61,7 +61,7 @@ def writes(ir: str) -> tuple[Written, ...]:
     functions = _functions(ir)
     kernel = next(f for f in functions.values() if f.name.startswith("public "))
     stores: list[tuple[Marks, Marks]] = []
-    own = {name: frozenset({f"@{n}"}) for n, name in enumerate(kernel.arguments)}
+    own: dict[str, Marks] = {name: frozenset({f"@{n}"}) for n, name in enumerate(kernel.arguments)}
     _run(kernel, own, functions, stores)
     merged: dict[int, Marks] = {}
     for pointer, stored in stores:
@@ -191,9 +191,9 @@ def _of_difference(
     """(a + C) - C is a rounding to the format whose binades C is made of."""
     total, magic = _VALUE.findall(body)[:2]
     made = operations.get(total, "")
-    formats = [m.split()[1] for m in values.get(magic, NONE) if str(m).startswith("binade ")]
-    if not formats or magic not in _VALUE.findall(made):
+    binades = [str(m) for m in values.get(magic, NONE) if str(m).startswith("binade ")]
+    if not binades or magic not in _VALUE.findall(made):
         return everything
     down = "rounded down" in values.get(total, NONE) and not made.startswith("arith.addf")
     rest = {m for m in everything if is_rounding(m) or m == RANDOM or str(m).startswith("@")}
-    return frozenset({Mark(formats[0], "stochastic" if down else "nearest"), *rest})
+    return frozenset({Mark(binades[0].split()[1], "stochastic" if down else "nearest"), *rest})

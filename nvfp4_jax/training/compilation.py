@@ -21,6 +21,10 @@ ZLIB = b"\x78"  # how a zlib stream begins
 _SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,  # however quickly it compiled
     "jax_persistent_cache_min_entry_size_bytes": 0,
+    # A program's names say which layer an instruction is of (`compiled`), so they must be its own;
+    # the lines of code it was traced from must not matter.
+    "jax_compilation_cache_include_metadata_in_key": True,
+    "jax_traceback_in_locations_limit": 0,
 }
 
 

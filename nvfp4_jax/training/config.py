@@ -52,6 +52,8 @@ class TrainConfig:
         blocks on.
       compilation_cache: Folder for compiled programs; WORKDIR/compilation-cache if left out.
       force_recipe: Continue a run although its recipe has changed.
+      allow_fallback: Train although the compiled step does not do what the recipe says; without it
+        such a run stops before it begins.
     """
 
     workdir: Path
@@ -75,6 +77,7 @@ class TrainConfig:
     scan: Literal["auto", "on", "off"] = "auto"
     compilation_cache: Path | None = None
     force_recipe: bool = False
+    allow_fallback: bool = False
 
     @property
     def warmup_steps(self) -> int:

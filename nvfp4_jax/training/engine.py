@@ -15,10 +15,13 @@ import jax
 from nvfp4_jax.training.binding import Table
 from nvfp4_jax.training.data import Batch
 from nvfp4_jax.training.diagnose import first_bad_layer
-from nvfp4_jax.training.prepare import Run
+from nvfp4_jax.training.prepare import Phase, Run
+from nvfp4_jax.training.proof import batch_shapes
 from nvfp4_jax.training.sharding import sharding
 from nvfp4_jax.training.state import TrainState
 from nvfp4_jax.training.step import Arrays, Measured, make_evaluation, make_step
+
+Judge = Callable[[Phase, jax.stages.Compiled], None]
 
 
 class Engine:
@@ -27,21 +30,34 @@ class Engine:
     Args:
       run: the run.
       held_out: the batches of an evaluation.
+      judge: told every executable of the step before it runs, with the phase it is for; what it
+        raises stops the run.
     """
 
-    def __init__(self, run: Run, held_out: Sequence[Batch]) -> None:
+    def __init__(self, run: Run, held_out: Sequence[Batch], judge: Judge | None = None) -> None:
         self._run = run
+        self._judge = judge
         self._everywhere = sharding(run.mesh)
         self._key = jax.device_put(jax.random.key(run.config.seed), self._everywhere)
         rows = sharding(run.mesh, "batch", "length")
         self._held_out = [jax.device_put(dict(batch), rows) for batch in held_out]
-        self._compiled_step = functools.cache(self._compile_step)
+        self._steps: dict[Table, jax.stages.Compiled] = {}
         self._compiled_evaluation = functools.cache(self._compile_evaluation)
 
     def step(self, state: TrainState, number: int, batch: Batch) -> tuple[TrainState, Measured]:
         """Step `number`, from 0. Returns before it is done; `state` is given up."""
-        step = self._compiled_step(self._run.phase(number).table)
+        step = self.prepare(state, number)
         return step(state, self._place(batch), self._key)
+
+    def prepare(self, state: TrainState, number: int) -> jax.stages.Compiled:
+        """The executable of step `number`, from 0, compiled if it is the first of its kind."""
+        table = self._run.phase(number).table
+        if table not in self._steps:
+            compiled = self._compile_step(table, state)
+            if self._judge is not None:
+                self._judge(self._run.phase(number), compiled)
+            self._steps[table] = compiled
+        return self._steps[table]
 
     def evaluate(self, state: TrainState, number: int) -> tuple[float, int]:
         """(mean loss in nats, targets) on the held-out batches, as of step `number`, from 0."""
@@ -65,10 +81,12 @@ class Engine:
         parts = jax.tree.map(lambda a: a.reshape(count, -1, a.shape[-1]), dict(batch))
         return jax.device_put(parts, layout)
 
-    def _compile_step(self, table: Table) -> Callable:
-        run = self._run
+    def _compile_step(self, table: Table, state: TrainState) -> jax.stages.Compiled:
+        run, config = self._run, self._run.config
         step = make_step(run.program, table, run.optimizer, run.schedule)
-        return jax.jit(step, donate_argnums=0, out_shardings=self._everywhere)
+        batch = batch_shapes(run.mesh, config.microbatches, config.batch, config.length)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=self._everywhere)
+        return jitted.lower(state, batch, self._key).compile()
 
     def _compile_evaluation(self, table: Table) -> Callable:
         evaluate = make_evaluation(self._run.program, table)

@@ -26,19 +26,22 @@ from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import Corpus
 from nvfp4_jax.training.data import Batch, held_out_batches, training_batches
 from nvfp4_jax.training.engine import Engine
-from nvfp4_jax.training.errors import Diverged
+from nvfp4_jax.training.errors import Diverged, UsageError
 from nvfp4_jax.training.interrupt import StopRequest, stop_requests
 from nvfp4_jax.training.metrics import Lines
 from nvfp4_jax.training.prepare import Run, prepare
 from nvfp4_jax.training.progress import Reporter
+from nvfp4_jax.training.proof import judge_of
 from nvfp4_jax.training.resume import begin, parameter_count
 from nvfp4_jax.training.state import TrainState
 from nvfp4_jax.training.step import Measured
 from nvfp4_jax.training.summary import Summary, summarize
 from nvfp4_jax.training.workdir import (
+    COMPILED,
     EVALUATION,
     METRICS,
     TIMINGS,
+    remove_if_not_begun,
     write_description,
     write_parameters,
     write_plot,
@@ -58,20 +61,30 @@ def train(
       corpus: the text, if it has been read already.
 
     Raises:
-      UsageError, RecipeError: a choice that cannot be honoured; nothing was written.
+      UsageError, RecipeError: a choice that cannot be honoured, or a compiled step that does not do
+        what the recipe says; nothing was written. Where a schedule brings on such a step, the run
+        is saved at the boundary before it.
       Diverged: `config.max_skipped` steps in a row were skipped; names the first bad layer.
     """
     began = time.monotonic()
     console = console or Console()
     run = prepare(config, corpus)
-    cache = config.compilation_cache or config.workdir / "compilation-cache"
+    cache = config.compilation_cache or config.workdir / COMPILED
     with contextlib.ExitStack() as stack:
+        if not config.workdir.exists():
+            stack.callback(remove_if_not_begun, config.workdir)
         stack.enter_context(compilation_cache(cache))
         state, position = begin(run, lambda line: _print(console, line))
-        write_description(run)
         _announce(run, state, console)
-        loop = _Loop(run, state, position, console, stack)
-        stopped_by = loop.run_to_end()
+        engine = Engine(run, _held_out(run), judge_of(run))
+        engine.prepare(state, int(state.step))
+        write_description(run)
+        loop = _Loop(run, state, position, engine, console, stack)
+        try:
+            stopped_by = loop.run_to_end()
+        except UsageError:  # a schedule's next step was refused, and the last boundary is whole
+            loop.save()
+            raise
         loop.save()
     if not stopped_by:
         write_parameters(run, loop.state)
@@ -88,6 +101,7 @@ class _Loop:
         run: Run,
         state: TrainState,
         position: dict | None,
+        engine: Engine,
         console: Console,
         stack: contextlib.ExitStack,
     ) -> None:
@@ -96,7 +110,7 @@ class _Loop:
         self.data = _data_at(run, position)
         self.position = self.data.get_state()
         self.saved = self.done if position else -1
-        self.engine = Engine(run, _held_out(run))
+        self.engine = engine
         self.plotted = time.monotonic()
         self.first = self.done + 1  # these steps compile before they run
         self.switches = {phase.start + 1 for phase in run.phases}

@@ -6,6 +6,7 @@ Nothing is written and no parameter is allocated: a run that is refused leaves n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import flax
 import jax
@@ -13,6 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from nvfp4_jax import models
 from nvfp4_jax.recipe import Recipe, load_recipe
 from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.config import TrainConfig
@@ -93,14 +95,16 @@ def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Run:
     model = abstract_model(model_config)
     phases = find_phases(recipe, model, model_config.num_blocks, config.steps)
     _refuse_to_do_nothing(recipe, phases, config)
-    scan = config.scan == "on" or (
-        config.scan == "auto" and model_config.num_blocks >= SCAN_FROM_BLOCKS
-    )
     return Run(
         config=config,
         recipe=recipe,
         corpus=corpus or load_corpus(config.data),
-        program=Program(model_config, nnx.graphdef(model), remat=config.remat, scan=scan),
+        program=Program(
+            model_config,
+            nnx.graphdef(model),
+            remat=config.remat,
+            scan=scans(config.scan, model_config),
+        ),
         model=model,
         phases=phases,
         optimizer=adamw(),
@@ -109,6 +113,11 @@ def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Run:
         ),
         mesh=make_mesh(),
     )
+
+
+def scans(scan: Literal["auto", "on", "off"], model: models.HybridConfig) -> bool:
+    """Whether repeated blocks are traced once."""
+    return scan == "on" or (scan == "auto" and model.num_blocks >= SCAN_FROM_BLOCKS)
 
 
 def _refuse_to_do_nothing(recipe: Recipe, phases: tuple[Phase, ...], config: TrainConfig) -> None:

@@ -4,6 +4,8 @@ recipe.toml               the recipe's exact text
 config.json               model, training choices, corpus, versions
 corpus.json               path -> digest of every text file
 explain.txt               the precision of every layer
+compiled.txt, .json       what the compiled step really does, layer by layer; where a schedule
+                          changes it, compiled-from-STEP.txt and .json
 metrics.jsonl             a line a step; deterministic
 evaluation.jsonl          a line an evaluation; deterministic
 timings.jsonl             seconds and tokens a second, a line a step
@@ -16,6 +18,7 @@ compilation-cache/        compiled programs, so that continuing starts at once
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -28,17 +31,14 @@ from nvfp4_jax.training.plot import plot_run, read_curve
 from nvfp4_jax.training.prepare import Run
 from nvfp4_jax.training.state import TrainState
 
-PARAMETERS = "parameters.safetensors"
+PARAMETERS, COMPILED = "parameters.safetensors", "compilation-cache"
 METRICS, EVALUATION, TIMINGS = "metrics.jsonl", "evaluation.jsonl", "timings.jsonl"
 
 
 def write_description(run: Run) -> None:
     """Make the folder, and write what the run is into it."""
     workdir = run.config.workdir
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--workdir {workdir}: cannot make the folder: {error.strerror}") from None
+    make_folder(workdir)
     about = run.describe()
     text = about["recipe"].pop("text")
     table = run.recipe.explain(run.model, num_blocks=run.program.config.num_blocks)
@@ -46,6 +46,20 @@ def write_description(run: Run) -> None:
     write_json(workdir / "config.json", about)
     write_json(workdir / "corpus.json", run.corpus.digests)
     write_atomically(workdir / "explain.txt", f"{table}\n")
+
+
+def make_folder(workdir: Path) -> None:
+    """Make the folder of a run, or raise a `UsageError` that says why it cannot be made."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--workdir {workdir}: cannot make the folder: {error.strerror}") from None
+
+
+def remove_if_not_begun(workdir: Path) -> None:
+    """Remove the folder of a run that was refused: one with nothing in it but compiled programs."""
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {COMPILED}:
+        shutil.rmtree(workdir)
 
 
 def write_plot(run: Run) -> Path:
