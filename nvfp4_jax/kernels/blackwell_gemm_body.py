@@ -243,7 +243,7 @@ def _multiply(problem, tiling, shared):
             plgpu.tcgen05_mma(
                 sums,
                 shared.a.at[stage],
-                plgpu.transpose_ref(shared.b.at[stage], (1, 0)),
+                shared.b.at[stage].transpose((1, 0)),
                 shared.empty.at[stage],
                 a_scale=shared.a_scale_tmem,
                 b_scale=shared.b_scale_tmem,

@@ -62,6 +62,11 @@ class Shared:
         assert all(np.shares_memory(*pair) for pair in zip(reshaped, self.arrays, strict=True))
         return Shared(reshaped)
 
+    def transpose(self, order):
+        """How Pallas wants b, (k, n); here codes are multiplied row by row."""
+        assert order == (1, 0)
+        return self
+
     def __setitem__(self, key, value):
         self.local[key] = value
 
@@ -132,7 +137,6 @@ class Cluster:
     """The primitives that the body calls, for the CTAs of one cluster."""
 
     CopyPartition = plgpu.CopyPartition
-    transpose_ref = staticmethod(lambda ref, order: ref)  # codes are multiplied row by row
 
     def __init__(self, problem: Problem, tiling: Tiling, index: int, count: int, seed: int):
         self.problem, self.tiling, self.index, self.count = problem, tiling, index, count
