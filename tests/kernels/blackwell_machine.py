@@ -31,106 +31,11 @@ from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     Problem,
     Tiling,
 )
-
-_HERE = threading.local()  # cta, warpgroup, warp and phases of the thread that runs
+from tests.kernels.blackwell_memory import HERE, At, Barrier, Global, Shared
 
 
 class Deadlock(AssertionError):
     """Every thread waits, and nothing is under way that could wake one."""
-
-
-class Shared:
-    """Memory of each CTA of a cluster: the same view of every CTA's array."""
-
-    def __init__(self, arrays):
-        self.arrays = arrays
-
-    @property
-    def at(self):
-        return _At(lambda key: Shared([array[key] for array in self.arrays]))
-
-    @property
-    def local(self):
-        return self.arrays[_HERE.cta]
-
-    @property
-    def shape(self):
-        return self.arrays[0].shape
-
-    def reshape(self, *shape):
-        reshaped = [array.reshape(shape) for array in self.arrays]
-        assert all(np.shares_memory(*pair) for pair in zip(reshaped, self.arrays, strict=True))
-        return Shared(reshaped)
-
-    def transpose(self, order):
-        """How Pallas wants b, (k, n); here codes are multiplied row by row."""
-        assert order == (1, 0)
-        return self
-
-    def __setitem__(self, key, value):
-        self.local[key] = value
-
-
-class Global:
-    """Device memory, and a window that may reach over its edges."""
-
-    def __init__(self, array, window=None, writes=None):
-        self.array, self.dtype, self.writes = array, array.dtype, writes
-        self.window = window or tuple(slice(0, size) for size in array.shape)
-
-    @property
-    def at(self):
-        return _At(lambda key: Global(self.array, self._filled(key), self.writes))
-
-    def __getitem__(self, key):
-        return self.array[key]
-
-    def _filled(self, key):
-        return (*key, *self.window[len(key) :])
-
-    def _inside(self):
-        axes = zip(self.window, self.array.shape, strict=True)
-        clipped = [slice(w.start, min(w.stop, size)) for w, size in axes]
-        target = tuple(slice(0, max(c.stop - c.start, 0)) for c in clipped)
-        return tuple(clipped), target
-
-    def read(self):
-        """Zeros where the window lies outside."""
-        result = np.zeros([w.stop - w.start for w in self.window], self.array.dtype)
-        inside, target = self._inside()
-        result[target] = self.array[inside]
-        return result
-
-    def write(self, values):
-        """What lies outside is dropped; `writes` counts how often each element was written."""
-        inside, source = self._inside()
-        self.array[inside] = values[source]
-        self.writes[inside] += 1
-
-
-class _At:
-    def __init__(self, view):
-        self.view = view
-
-    def __getitem__(self, key):
-        return self.view(key)
-
-
-class Barrier:
-    """One mbarrier in each CTA of a cluster."""
-
-    def __init__(self, name: str, arrivals: int, ctas: int):
-        self.name, self.arrivals = name, arrivals
-        self.states = [SimpleNamespace(pending=arrivals, bytes=0, phase=0) for _ in range(ctas)]
-
-    def update(self, cta: int, arrivals: int = 0, bytes: int = 0):
-        state = self.states[cta]
-        state.pending -= arrivals
-        state.bytes += bytes
-        assert state.pending >= 0, "more arrivals than the barrier expects"
-        if state.pending == 0 and state.bytes == 0:
-            state.phase += 1
-            state.pending = self.arrivals
 
 
 class Cluster:
@@ -178,7 +83,7 @@ class Cluster:
             arrivals = spec.num_arrivals * (ctas if isinstance(spec, plgpu.ClusterBarrier) else 1)
             (number,) = spec.num_barriers
             barriers = [Barrier(name, arrivals, ctas) for _ in range(number)]
-            return SimpleNamespace(at=_At(barriers.__getitem__))
+            return SimpleNamespace(at=At(barriers.__getitem__))
         shape = getattr(spec, "shape", None) or spec.ref.shape
         if name in ("a_scale_tmem", "b_scale_tmem"):  # 32 lanes, columns, 4 bytes
             shape = (32, shape[0] // 32 * (shape[1] // 4), 4)
@@ -188,7 +93,7 @@ class Cluster:
         thread = SimpleNamespace(turn=threading.Semaphore(0), ready=None, alive=True, error=None)
 
         def work():
-            vars(_HERE).update(
+            vars(HERE).update(
                 cta=cta, warpgroup=warpgroup, warp=warp, phases={}, thread=thread, cluster=self
             )
             thread.turn.acquire()
@@ -230,7 +135,7 @@ class Cluster:
 
     def _pause(self, ready=None):
         """Hand the baton back until this thread is chosen again."""
-        thread = _HERE.thread
+        thread = HERE.thread
         thread.ready = ready
         self.baton.release()
         thread.turn.acquire()
@@ -252,26 +157,26 @@ class Cluster:
         return snake(shape, minor, width)[index]
 
     def warp_map(self, function):
-        function(_HERE.warp)
+        function(HERE.warp)
 
     # Barriers
 
     def barrier_wait(self, barrier):
-        state = barrier.states[_HERE.cta]
-        parity = _HERE.phases.get(barrier, 0)
+        state = barrier.states[HERE.cta]
+        parity = HERE.phases.get(barrier, 0)
         if barrier.name == self.forgotten:
             return
         self._pause(lambda: state.phase % 2 != parity)
-        _HERE.phases[barrier] = 1 - parity
+        HERE.phases[barrier] = 1 - parity
 
     def barrier_arrive(self, barrier):
-        barrier.update(0 if self.tiling.ctas == 2 else _HERE.cta, arrivals=1)
+        barrier.update(0 if self.tiling.ctas == 2 else HERE.cta, arrivals=1)
         self._pause()
 
     # Copies by TMA
 
     def copy_gmem_to_smem(self, source, target, barrier, collective_axes=None, leader_tracked=None):
-        cta, both = _HERE.cta, leader_tracked is plgpu.CopyPartition.REPLICATED
+        cta, both = HERE.cta, leader_tracked is plgpu.CopyPartition.REPLICATED
         values = source.read()
         if leader_tracked is not None and not both:
             values = np.split(values, self.tiling.ctas, axis=leader_tracked.axis)[cta]
@@ -309,11 +214,11 @@ class Cluster:
                 store.done = True
 
         buffer, store.run = source.local, run
-        self.stores[_HERE.cta].append(store)
+        self.stores[HERE.cta].append(store)
         self._pause()
 
     def wait_smem_to_gmem(self, allowed, wait_read_only):
-        queue = self.stores[_HERE.cta]
+        queue = self.stores[HERE.cta]
         awaited = queue[: len(queue) - allowed] if self.forgotten != "staging" else []
         self._pause(lambda: all(store.done for store in awaited))
 
@@ -420,7 +325,7 @@ def _stand_in(patched):
         return lambda function: [function(i) for i in range(start, stop)] and None
 
     def axis_index(name):
-        return getattr(_HERE, name)
+        return getattr(HERE, name)
 
     def window(start, size):
         return slice(start, start + size)
@@ -429,7 +334,7 @@ def _stand_in(patched):
         """Those of the cluster to which the calling thread belongs; Pallas' own elsewhere."""
 
         def __getattr__(self, name):
-            return getattr(getattr(_HERE, "cluster", plgpu), name)
+            return getattr(getattr(HERE, "cluster", plgpu), name)
 
     class Numbers:
         int32, maximum, logical_and = int, max, staticmethod(lambda a, b: a and b)
