@@ -51,7 +51,7 @@ def unpacked(codes, scale, shape, copy, compute_capability):
 
 def native_operands(
     x, copies, amax, signs, keys, offset, rows, round_to_bf16, compute_capability, length_multiple
-):
+) -> list:
     """`blackwell_quantize.native_operands`, by way of `packed`."""
     pairs = []
     for i, copy in enumerate(copies):
