@@ -34,12 +34,20 @@ def origins(program: Program, value: Value) -> list[Value]:
         return [Value(i.computation, i.operands[0], (number, *index))]
     if i.opcode == "tuple" and index:
         return [Value(i.computation, i.operands[index[0]], index[1:])]
-    if i.opcode in ("tuple", "opt-barrier", "optimization-barrier", "copy-done", "async-done"):
+    if i.opcode in ("tuple", "opt-barrier"):
         return [Value(i.computation, name, index) for name in i.operands]
+    if i.opcode.endswith("-done"):  # the end of what its -start began, in the background
+        start = program.operand(i, 0)
+        begun = [Value(name, program.roots[name], index) for name in start.called]
+        several = len(start.operands) > 1 and index  # a collective of several arrays
+        name, rest = (
+            (start.operands[index[0]], index[1:]) if several else (start.operands[0], index)
+        )
+        return begun or [Value(i.computation, name, rest)]
     if i.opcode == "while":
         body = Value(i.called[1], program.roots[i.called[1]], index)
         return [Value(i.computation, i.operands[0], index), body]
-    if i.opcode in ("fusion", "call", "conditional", "async-start"):
+    if i.opcode in ("fusion", "call", "conditional"):
         return [Value(name, program.roots[name], index) for name in i.called]
     if i.opcode == "parameter":
         number = int(i.literal)

@@ -31,9 +31,8 @@ _PHILOX = "3528531795"  # 0xD2511F53, its first multiplier
 _SIGN = ("2147483648", "-2147483648")
 _BIASED = {str(127 + low): name for low, name in BINADES.items()}
 _LOOKED_THROUGH = {
-    "all-gather", "all-gather-done", "all-gather-start", "all-to-all", "bitcast", "bitcast-convert",
-    "broadcast", "collective-permute", "collective-permute-done", "collective-permute-start",
-    "concatenate", "convert", "copy", "copy-start", "pad", "reshape", "slice", "transpose",
+    "all-gather", "all-to-all", "bitcast", "bitcast-convert", "broadcast", "collective-permute",
+    "concatenate", "convert", "copy", "pad", "reshape", "slice", "transpose",
 }  # fmt: skip
 _PLACED = {"dynamic-slice": 1, "gather": 1, "dynamic-update-slice": 2}  # operands before indices
 _NO_NUMBERS = {"constant", "iota", "partition-id", "replica-id", "compare", "is-finite"}
