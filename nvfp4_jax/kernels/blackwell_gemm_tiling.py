@@ -144,13 +144,13 @@ class Tiling:
         return STAGING * LANES * STORE_ROW
 
 
-# As many stages as 227 KiB of shared memory hold beside the staged output, at most eight. Costs are
-# no measurements (there was no Blackwell): a tile of half the size costs half its products and the
-# share of its operand traffic that a tensor core which reads them at 128 bytes a clock cannot hide.
+# As many stages as 227 KiB of shared memory hold beside the staged output, at most six. Costs are
+# no measurements (there was no Blackwell) but the time of a step in experiments/blackwell_roofline
+# where L2 gives each SM 64 bytes a clock: a smaller tile loads more for each product.
 TILINGS = (
     Tiling(ctas=2, n=256, stages=5, cost=256),
-    Tiling(ctas=2, n=128, stages=6, cost=144),
-    Tiling(ctas=1, n=128, stages=5, cost=160),
+    Tiling(ctas=2, n=128, stages=6, cost=189),
+    Tiling(ctas=1, n=128, stages=5, cost=243),
 )
 
 

@@ -93,6 +93,7 @@ CHOSEN = {  # (m, n): (CTAs, columns) on 148 SMs
     (8192, 8192): (2, 256),  # 14 waves of 74 pairs
     (2048, 2048): (2, 256),  # one wave: 64 of 74 pairs
     (1024, 2304): (2, 128),  # one wave of 72 pairs, where the widest would leave half of them idle
+    (128, 18944): (1, 128),  # one wave of 148 SMs, where pairs would half be idle in two
     (128, 128): (2, 128),  # one tile: the half of a pair that it does not fill costs nothing
 }
 

@@ -13,11 +13,13 @@ import re
 import jax.numpy as jnp
 import pytest
 
+from experiments import blackwell_roofline
 from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     INSTRUCTION_K,
     LANES,
     SCALES_K,
     STEP_K,
+    TILINGS,
     TMEM_COLUMNS,
     Problem,
 )
@@ -142,3 +144,24 @@ def test_each_sum_is_multiplied_by_each_scalar_in_float32(gpu, variant):
     assert not re.findall(r"\bfma\.\w+\.f32|\bmul\.ftz", ptx)
     halves = len(re.findall(r"cvt\.rn\.bf16x2\.f32", ptx))
     assert halves == (sums // 2 if dtype == "bfloat16" else 0)
+
+
+def test_the_roofline_is_what_the_benchmarks_say(gpu):
+    """Of 8192 cubed on 148 SMs; BENCHMARKS.md says what each assumption is worth."""
+    counted = blackwell_roofline.count(gpu[1][TILINGS[0], "bfloat16"])
+    roofs = blackwell_roofline.roofs(counted)
+    loops = [blackwell_roofline.main_loop_share(counted, roof) for roof in roofs]
+    wholes = [blackwell_roofline.whole_share(counted, roof, 148) for roof in roofs]
+    assert [round(100 * share) for share in loops] == [100, 91, 84, 80]
+    assert [round(100 * share) for share in wholes] == [93, 88, 81, 77]
+    assert counted.instructions < counted.tensor() / 2  # the loop that issues is not the limit
+    assert blackwell_roofline.hidden_latency(counted) > 2000
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+def test_a_tile_costs_what_the_roofline_says(gpu, tiling):
+    steps = [
+        blackwell_roofline.roofs(blackwell_roofline.count(gpu[1][other, "bfloat16"]))[2].step
+        for other in (tiling, TILINGS[0])
+    ]
+    assert tiling.cost == round(256 * steps[0] / steps[1])
