@@ -2,7 +2,7 @@
 
 Claim: at 8192 cubed the main loop leaves the tensor cores at least 80% of their time, and so does
 the whole product, unless shared memory serves reads and writes through one port.
-Command: python -m experiments.blackwell_roofline
+Command: JAX_PLATFORMS=cpu python -m experiments.blackwell_roofline
 Cost: half a minute of a CPU. Nothing is executed on a GPU; no Blackwell was at hand.
 Method: sizes, bytes, instructions and stages are counted in the SASS and PTX that the compiler
 makes for sm_100a. A unit's time for one step of the main loop is what it has to do, counted, over
@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nvfp4_jax.gpus import find_gpu
+from nvfp4_jax.gpus import Gpu, find_gpu
+from nvfp4_jax.kernels.blackwell_gemm_tiling import STRIPE
 from tests.kernels import tcgen05_ptx
 from tests.kernels.blackwell_gemm_programs import VARIANTS, Compiled, compiled
+from tests.kernels.blackwell_machine import snake
 
 SIZE = 8192
 
@@ -171,9 +173,24 @@ def hidden_latency(counted: Counted, rates: Rates = RATES) -> float:
     return (counted.stages - 1) * tensor
 
 
+def memory_share(counted: Counted, gpu: Gpu, rates: Rates = RATES) -> float:
+    """Of HBM's bandwidth, at the tensor cores' pace, if L2 keeps nothing from wave to wave.
+
+    Within a wave each row of tiles and each column is read once.
+    """
+    grid = -(-SIZE // counted.m), -(-SIZE // counted.n)
+    order, pairs = snake(grid, 1, STRIPE), gpu.multiprocessors // counted.ctas
+    starts = range(0, len(order), pairs)
+    sides = [[set(side) for side in zip(*order[i : i + pairs], strict=True)] for i in starts]
+    elements = max(len(rows) * counted.m + len(columns) * counted.n for rows, columns in sides)
+    step_bytes = elements * counted.k * 9 // 16  # 4 bits, and 8 of scale for 16
+    return step_bytes / counted.tensor(rates) * gpu.clock_ghz * 1e9 / gpu.bandwidth
+
+
 def main() -> None:
     """Print what was counted, and what follows for the widest tile with a bfloat16 result."""
-    multiprocessors = find_gpu("b200").multiprocessors
+    gpu = find_gpu("b200")
+    multiprocessors = gpu.multiprocessors
     variants = {variant: count(made) for variant, made in compiled("b200").items()}
     for (tiling, dtype), counted in variants.items():
         print(f"{tiling.ctas} x {tiling.n}, {dtype}: {counted}")
@@ -181,6 +198,7 @@ def main() -> None:
     print(
         f"{waves(widest, multiprocessors)} waves; a stage hides {hidden_latency(widest):.0f} clocks"
     )
+    print(f"of HBM's bandwidth {memory_share(widest, gpu):.0%}")
     for roof in roofs(widest):
         loop, whole = main_loop_share(widest, roof), whole_share(widest, roof, multiprocessors)
         print(f"| {roof.name} | {roof.step:.0f} | {loop:.1%} | {whole:.1%} |")

@@ -1,6 +1,8 @@
 """What the Blackwell GEMM is compiled to: its machine code, for sm_100a and sm_103a.
 
-Compiled and read, never executed. How to count: `UTCOMMA.4X` is a block-scaled product of E2M1
+Compiled and read, never executed. XLA's own assembler makes both; its code for sm_100a is what is
+read, while that for sm_103a, which Triton's older disassembler does not know, is assembled once
+more from the same PTX by Triton's. How to count: `UTCOMMA.4X` is a block-scaled product of E2M1
 with four E4M3 scales per row and instruction, `.2CTA` one of a pair of SMs; `UTCCP` copies scales
 from shared to tensor memory; `UTMALDG` and `UTMASTG` are loads and stores by TMA; `UTCBAR` reports
 finished products to a barrier; `LDTM` reads sums.
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import blackwell_roofline
+from nvfp4_jax.gpus import find_gpu
 from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     INSTRUCTION_K,
     LANES,
@@ -156,6 +159,7 @@ def test_the_roofline_is_what_the_benchmarks_say(gpu):
     assert [round(100 * share) for share in wholes] == [93, 88, 81, 77]
     assert counted.instructions < counted.tensor() / 2  # the loop that issues is not the limit
     assert blackwell_roofline.hidden_latency(counted) > 2000
+    assert round(100 * blackwell_roofline.memory_share(counted, find_gpu("b200"))) == 42
 
 
 @pytest.mark.parametrize("tiling", TILINGS)
