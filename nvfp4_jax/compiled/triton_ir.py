@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from nvfp4_jax.compiled.marks import BINADES, RANDOM, Mark, is_rounding
+from nvfp4_jax.compiled.marks import BINADES, MANTISSA_BITS, RANDOM, Mark, is_rounding
 
 _FUNCTION = re.compile(r'^\s*tt\.func \w+ @("[^"]*"|[\w.$]+)\(')
 _RESULT = re.compile(r"^\s*((?:%[\w.\-]+(?::\d+)?(?:, )?)+) = (.*)$")
@@ -33,7 +33,12 @@ _CONSTANT = re.compile(r"arith\.constant (?:dense<)?(-?[\d.]+(?:E[+-]?\d+)?)")
 _CAST = re.compile(r"cvt\.(rn|rs|rz)\.\S*?(e2m1|e4m3|e5m2)x")
 _ARGUMENT = re.compile(r"%([\w.\-]+): ")
 _PHILOX = {"3528531795", "-766435501"}
-_SMALLEST = {str((127 + low) << 23): name for low, name in BINADES.items()}
+# The smallest binade, or the C that is made of it, as the bits of a float32.
+_SMALLEST = {
+    str((127 + low + shift) << 23): name
+    for low, name in BINADES.items()
+    for shift in (0, 23 - MANTISSA_BITS[name])
+}
 
 Marks = frozenset[Mark | str]  # a str: the name of an argument read, or what a constant is
 NONE: Marks = frozenset()

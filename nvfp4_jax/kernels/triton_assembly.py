@@ -79,6 +79,14 @@ def pair(low, high):
 
 
 @triton.jit
+def larger_pair(a, b):
+    """The larger of two bf16, twice in one word; of a NaN and a number the number."""
+    return tl.inline_asm_elementwise(
+        "max.bf16x2 $0, $1, $2;", "=r,r,r", [a, b], dtype=tl.uint32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
 def signed_products(low, high, signs, scales):
     """Two of min(a, 6) with a sign, times a scale, as bf16 in one word: exact in bf16.
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from nvfp4_jax.kernels.triton_codes import decode_e2m1, decode_e4m3, encode_e2m1, encode_e4m3
 from nvfp4_jax.kernels.triton_pairs import rounded
-from nvfp4_jax.kernels.triton_quantize import quantized, rotated
+from nvfp4_jax.kernels.triton_quantize import place_in_whole, quantized, rotated
 from nvfp4_jax.kernels.triton_rounding import with_sign_of
 from nvfp4_jax.kernels.triton_tiles import load_tile, store_words, tile_origin
 
@@ -26,13 +26,14 @@ def pack_kernel(
 ):  # fmt: skip
     """One copy as codes and scales; scales are stored as bytes."""
     batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
-    tile, _ = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
+    tile, words = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
+    BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
     if RHT:
-        BF16: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
-        tile, _ = rotated(tile, signs, BF16, ALONG_ROWS, R, N, G)
+        tile, words = rotated(tile, signs, BF16, ALONG_ROWS, R, N, G)
+    first_row, first_column = place_in_whole(offset, batch, row, column, PITCH)
     values, scale = quantized(
-        tile, tl.load(amax), batch, row, column, offset, keys,
-        PITCH, ALONG_ROWS, SQUARE, BITS, R, N, G,
+        tile, words, BF16, tl.load(amax), keys, first_row, first_column,
+        ALONG_ROWS, SQUARE, BITS, R, N, G,
     )  # fmt: skip
     nibbles = encode_e2m1(with_sign_of(tl.minimum(values, 6.0), tile))
     V: tl.constexpr = 16 // G

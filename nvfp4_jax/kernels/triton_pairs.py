@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_assembly import pair
+from nvfp4_jax.kernels.triton_assembly import larger_pair, pair
 
 
 @triton.jit
@@ -52,3 +52,34 @@ def truncated(tile):
     """The upper halves of float32, as words: for their signs."""
     even, odd = halves(tile.to(tl.uint32, bitcast=True))
     return (even >> 16) | (odd & 0xFFFF0000)
+
+
+@triton.jit
+def column_amax(words):
+    """max |.| over the 16 rows, float32 (A, B, 1, D), of the bf16 in words (A, B, 16, D / 2)."""
+    A: tl.constexpr = words.shape[0]
+    B: tl.constexpr = words.shape[1]
+    W: tl.constexpr = words.shape[3]
+    largest = (words & 0x7FFF7FFF).permute(0, 1, 3, 2)
+    for step in tl.static_range(4):
+        even, odd = tl.split(largest.reshape(A, B, W, 8 >> step, 2))
+        largest = larger_pair(even, odd)
+    return floats(largest.reshape(A, B, 1, W))
+
+
+@triton.jit
+def quarters(words):
+    """The 16 rows of words (A, B, 16, W) as four times four, in order."""
+    first, second = _row_halves(words)
+    a, b = _row_halves(first)
+    c, d = _row_halves(second)
+    return a, b, c, d
+
+
+@triton.jit
+def _row_halves(words):
+    A: tl.constexpr = words.shape[0]
+    B: tl.constexpr = words.shape[1]
+    R: tl.constexpr = words.shape[2]
+    W: tl.constexpr = words.shape[3]
+    return tl.split(words.reshape(A, B, 2, R // 2, W).permute(0, 1, 3, 4, 2))

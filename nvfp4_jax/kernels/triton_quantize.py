@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 
 from nvfp4_jax.kernels.triton_assembly import pair, signed_products
-from nvfp4_jax.kernels.triton_pairs import floats, halves, rounded, truncated
+from nvfp4_jax.kernels.triton_pairs import (
+    column_amax,
+    floats,
+    halves,
+    quarters,
+    rounded,
+    truncated,
+)
 from nvfp4_jax.kernels.triton_philox import random_fractions
 from nvfp4_jax.kernels.triton_rounding import nearest_e2m1, stochastic_e2m1
 from nvfp4_jax.kernels.triton_scales import block_scales, tensor_factors
@@ -69,16 +76,54 @@ def _copy(
     PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, RHT: tl.constexpr,
     BITS: tl.constexpr,
 ):  # fmt: skip
-    """Rotate, quantize and store; a rotated axis is as long as its rotations, padding included."""
+    """Rotate, quantize and store.
+
+    The registers of a program decide how many run at once, and with them how much is read while
+    others compute. What 16 rows along columns need for stochastic rounding, a scale and a
+    multiplier a row and random numbers besides, four rows at a time need a quarter of.
+    """
+    if BF16:
+        tile = floats(words)  # and not what the other copy had: 64 registers that are free till now
     if RHT:
         tile, words = rotated(tile, signs, BF16, ALONG_ROWS, R, N, G)
+    first_row, first_column = place_in_whole(offset, batch, row, column, PITCH)
+    PLAIN_ROWS: tl.constexpr = not (RHT or ALONG_ROWS or SQUARE)
+    if PLAIN_ROWS and BF16 and BITS > 0 and R == 16 and ROWS % 16 == 0:
+        parts = quarters(words)
+        for i in tl.static_range(4):
+            _quantize_and_store(
+                out, floats(parts[i]), parts[i], BF16, amax, key, first_row + 4 * i, first_column,
+                batch, row + 4 * i, column, ROWS, COLUMNS, 4, N, G, ALONG_ROWS, SQUARE, RHT, BITS,
+            )  # fmt: skip
+    else:
+        _quantize_and_store(
+            out, tile, words, BF16, amax, key, first_row, first_column,
+            batch, row, column, ROWS, COLUMNS, R, N, G, ALONG_ROWS, SQUARE, RHT, BITS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _quantize_and_store(
+    out, tile, words, BF16: tl.constexpr, amax, key, first_row, first_column,
+    batch, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
+    ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, RHT: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """A tile as it is; a rotated axis is as long as its rotations, padding included."""
     values, scale = quantized(
-        tile, amax, batch, row, column, offset, key, PITCH, ALONG_ROWS, SQUARE, BITS, R, N, G
+        tile, words, BF16, amax, key, first_row, first_column, ALONG_ROWS, SQUARE, BITS, R, N, G
     )
     result = operand(values, words, scale, ALONG_ROWS and not SQUARE)
     OUT_ROWS: tl.constexpr = (ROWS + 15) // 16 * 16 if RHT and ALONG_ROWS else ROWS
     OUT_COLUMNS: tl.constexpr = (COLUMNS + 15) // 16 * 16 if RHT and not ALONG_ROWS else COLUMNS
     store_words(out, result, batch, row, column, OUT_ROWS, OUT_COLUMNS, R, N, G)
+
+
+@triton.jit
+def place_in_whole(offset, batch, row, column, PITCH: tl.constexpr):
+    """(row, column) of a tile's first element in the whole tensor, entries below each other."""
+    first_row = (tl.load(offset) + batch.to(tl.uint32)) * PITCH + tl.load(offset + 1)
+    return first_row + row.to(tl.uint32), tl.load(offset + 2) + column.to(tl.uint32)
 
 
 @triton.jit
@@ -102,24 +147,27 @@ def rotated(
 
 @triton.jit
 def quantized(
-    tile, amax_bits, batch, row, column, offset, key,
-    PITCH: tl.constexpr, ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, BITS: tl.constexpr,
+    tile, words, BF16: tl.constexpr, amax_bits, key, first_row, first_column,
+    ALONG_ROWS: tl.constexpr, SQUARE: tl.constexpr, BITS: tl.constexpr,
     R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
-    """(E2M1 magnitudes, perhaps beyond 6, and block scales that broadcast against them)."""
+    """(E2M1 magnitudes, perhaps beyond 6, and block scales that broadcast against them).
+
+    BF16: `words` are the values, and pairs of them can be compared at once.
+    """
     a = tl.abs(tile)
     multiplier, decode = tensor_factors(amax_bits)
-    block_amax = tl.max(a, 2, keep_dims=True) if ALONG_ROWS or SQUARE else a
-    if SQUARE or not ALONG_ROWS:
-        block_amax = tl.max(tl.max(block_amax, 3, keep_dims=True), 0, keep_dims=True)
+    if BF16 and ALONG_ROWS and not SQUARE:
+        block_amax = column_amax(words)
+    else:
+        block_amax = tl.max(a, 2, keep_dims=True) if ALONG_ROWS or SQUARE else a
+        if SQUARE or not ALONG_ROWS:
+            block_amax = tl.max(tl.max(block_amax, 3, keep_dims=True), 0, keep_dims=True)
     scale, e = block_scales(block_amax, multiplier, decode)
     a = a * e
     if BITS == 0:
         a = nearest_e2m1(a)
     else:
-        first_row = (tl.load(offset) + batch.to(tl.uint32)) * PITCH + tl.load(offset + 1)
-        first_row += row.to(tl.uint32)
-        first_column = tl.load(offset + 2) + column.to(tl.uint32)
         random = random_fractions(key, first_row, first_column, BITS, R, N * 16)
         random = random.reshape(R, N, G, 16 // G).permute(2, 1, 0, 3)
         a = stochastic_e2m1(a, random)

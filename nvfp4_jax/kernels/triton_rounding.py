@@ -25,23 +25,28 @@ from nvfp4_jax.kernels.triton_assembly import add_down
 
 
 @triton.jit
-def _binade(a, SMALLEST: tl.constexpr):
-    """The power of two at or below `a` >= 0, at least 2^SMALLEST."""
-    exponent = a.to(tl.int32, bitcast=True) & 0x7F800000
-    return tl.maximum(exponent, (127 + SMALLEST) << 23).to(tl.float32, bitcast=True)
+def _magic(a, SMALLEST: tl.constexpr, MANTISSA: tl.constexpr):
+    """C of `a` >= 0: 2^(23 - MANTISSA) times the power of two at or below, at least 2^SMALLEST.
+
+    The product is a sum of exponents: Hopper adds integers and takes their maximum in one
+    instruction. A sum beyond float32 has the sign bit, and the smallest C, which leaves so large
+    an `a` as it is.
+    """
+    exponent = (a.to(tl.int32, bitcast=True) & 0x7F800000) + ((23 - MANTISSA) << 23)
+    return tl.maximum(exponent, (127 + SMALLEST + 23 - MANTISSA) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def nearest_e2m1(a):
     """`a` >= 0 to the nearest of 0, .5, 1, 1.5, 2, 3, 4, 6; what is beyond 6 stays beyond it."""
-    magic = _binade(a, 0) * 4194304.0  # 2^22
+    magic = _magic(a, 0, 1)
     return (a + magic) - magic
 
 
 @triton.jit
 def nearest_e4m3(a):
     """`a` in [0, 448] to the nearest E4M3 value, subnormals included; ties to even."""
-    magic = _binade(a, -6) * 1048576.0  # 2^20
+    magic = _magic(a, -6, 3)
     return (a + magic) - magic
 
 
@@ -51,7 +56,7 @@ def stochastic_e2m1(a, random):
 
     `random` is u 2^-23 with u uniform in [0, 1): of 24 bits at most.
     """
-    magic = _binade(a, 0) * 4194304.0
+    magic = _magic(a, 0, 1)
     return add_down(tl.fma(random, magic, a), magic) - magic
 
 

@@ -139,6 +139,14 @@ def fused(a, b, c):
     return np.where((error != 0) & is_even, towards, total).astype(np.float32)
 
 
+def larger_pair(a, b):
+    def larger(a, b):
+        return np.fmax(a.view(np.float32), b.view(np.float32))
+
+    sixteen, upper = np.uint32(16), np.uint32(0xFFFF0000)
+    return pair(larger(a << sixteen, b << sixteen), larger(a & upper, b & upper))
+
+
 def reciprocal(a):
     return np.float32(1) / a
 
@@ -186,6 +194,7 @@ INSTRUCTIONS = {
     "rcp.approx.ftz.f32": reciprocal,
     "prmt.b32 $0": permute_bytes,
     "cvt.rn.bf16x2.f32 $0": pair,
+    "max.bf16x2 $0": larger_pair,
     "fma.rn.bf16x2 $0": signed_products,
     "cvt.rn.satfinite.e2m1x2.f32": nearest_quad,
     "cvt.rs.satfinite.e2m1x4.f32": stochastic_quad,
