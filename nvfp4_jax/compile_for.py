@@ -28,6 +28,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nvfp4_jax.gpus import Gpu, find_gpu
 
+_OF_MOSAIC = "Pass pipeline failed"  # all that jaxlib says when a kernel does not assemble
 _PLUGIN = ("jax_plugins.xla_cuda13", "jax_cuda13_plugin")  # XLA for CUDA; Mosaic's compiler
 
 
@@ -64,10 +65,24 @@ def compile_for(
       *arguments: pytrees of `jax.ShapeDtypeStruct` (arrays do, for their shapes). One that has a
         sharding keeps it; one that has none is on every device.
       **options: of `jax.jit`: `donate_argnums`, `out_shardings`.
+
+    Raises:
+      RuntimeError: a Mosaic kernel does not compile, because this process has compiled one for
+        another kind of GPU before (jaxlib 0.11.2), or for a fault of its own; the cause is chained.
     """
     placed = jax.tree.map(lambda leaf: _placed(mesh, leaf), arguments)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        return jax.jit(function, **options).lower(*placed).compile()
+        lowered = jax.jit(function, **options).lower(*placed)
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if _OF_MOSAIC not in str(error):
+                raise
+            raise RuntimeError(
+                f"a Mosaic kernel does not compile for {mesh.devices.flat[0].device_kind}. jaxlib "
+                "settles on the first GPU for which a process compiles one: compile for another "
+                "kind in a process of its own"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,20 @@
 XLA's GPU compiler runs on any machine when it is told which GPU to compile for. That matters here
 because it deletes what looks to it like needless roundings, which the CPU compiler does not: a
 quantizer can pass every test on a CPU and do nothing on a GPU.
+
+jaxlib 0.11.2 assembles Mosaic kernels for one kind of GPU in a process, the first it meets. The
+tests' own process is Hopper's; what needs Mosaic for another GPU runs `in_process_of` that GPU.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -30,6 +37,24 @@ class Instruction:
     operands: tuple[str, ...]
     computation: str
     text: str
+
+
+def in_process_of(gpu: str, function: Callable, *arguments: Any, **options: Any) -> Any:
+    """`function(*arguments)` in the process that compiles for `gpu`; it lives as long as the tests.
+
+    Function, arguments and result are pickled: a function of a module, shapes, text.
+    """
+    return _process(gpu).submit(function, *arguments, **options).result()
+
+
+@cache
+def _process(gpu: str) -> ProcessPoolExecutor:
+    spawned = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=spawned, initializer=_on_a_cpu)
+
+
+def _on_a_cpu() -> None:
+    jax.config.update("jax_platforms", "cpu")
 
 
 def compile_for_h100(f: Callable, *arguments: jax.ShapeDtypeStruct) -> str:

@@ -11,6 +11,7 @@ import nvfp4_jax as nvfp4
 from nvfp4_jax import LinearPrecision
 from nvfp4_jax.compile_for import compile_for, mesh_of
 from nvfp4_jax.compiled.proof import Proof, prove
+from tests.gpu_compile import in_process_of
 
 NAME = "blocks_3/mlp/up"
 NUMBERS = (((1,), (0,)), ((), ()))
@@ -31,6 +32,18 @@ def compiled(
     implementation: str | None = None,
 ) -> str:
     """The text of the program; `shape` is tokens, features in, features out."""
+    if gpu == "b200":
+        return in_process_of(gpu, compiled_here, gpu, precision, shape, implementation)
+    return compiled_here(gpu, precision, shape, implementation)
+
+
+def compiled_here(
+    gpu: str | None,
+    precision: LinearPrecision,
+    shape: tuple[int, int, int],
+    implementation: str | None = None,
+) -> str:
+    """The same, in this process."""
     tokens, features, out = shape
     arguments = (
         jax.ShapeDtypeStruct((tokens, features), jnp.bfloat16),

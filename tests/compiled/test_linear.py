@@ -12,8 +12,9 @@ from nvfp4_jax import Gemm, LinearPrecision, Quantizer, rounding
 from nvfp4_jax.compiled.proof import prove
 from nvfp4_jax.kernels import scales, triton_quantize, views
 from nvfp4_jax.precision import GEMMS
-from tests.compiled.linear import NAME, compiled, problems, proof
+from tests.compiled.linear import NAME, compiled, compiled_here, problems, proof
 from tests.gemm.precisions import PAPER
+from tests.gpu_compile import in_process_of
 
 PACKED = dataclasses.replace(PAPER, residuals="packed")
 EXECUTORS = {
@@ -161,6 +162,21 @@ def test_a_kernel_without_its_noise_is_found(monkeypatch):
     found = problems(proof("h100", PAPER, (480, 320, 352)))
     assert found.keys() == {"dgrad", "wgrad"}
     assert "grad is rounded nearest" in found["dgrad"]
+
+
+def native_without_noise() -> str:
+    honest = views.copy_of
+    views.copy_of = lambda *a: dataclasses.replace(honest(*a), bits=0)
+    try:
+        return compiled_here("b200", PAPER, (384, 512, 640))
+    finally:
+        views.copy_of = honest
+
+
+def test_a_native_kernel_without_its_noise_is_found():
+    found = problems(prove(in_process_of("b200", native_without_noise), [(NAME, PAPER)]))
+    assert found.keys() == {"dgrad", "wgrad"}
+    assert "grad is rounded nearest" in found["wgrad"]
 
 
 def test_a_forced_fallback_on_blackwell_is_found():

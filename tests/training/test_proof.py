@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from nvfp4_jax import models, rounding
 from nvfp4_jax.cli import main
+from nvfp4_jax.compiled.proof import Proof
 from nvfp4_jax.recipe import RecipeError, load_recipe
 from nvfp4_jax.training import train
 from nvfp4_jax.training.model_choice import choose_model
 from nvfp4_jax.training.proof import StepShape, prove_step
+from tests.gpu_compile import in_process_of
 
 from . import micro
 
@@ -98,13 +101,17 @@ def test_a_misspelt_rule_is_an_error(inputs, tmp_path):
         prove_step(choose_model(str(inputs / "model.json")), load_recipe(path))
 
 
+def first_blocks_of_the_1b(recipe: Path) -> Proof:
+    config = dataclasses.replace(models.preset("1b"), pattern="M-M-")
+    shape = StepShape(batch=2, length=1024, microbatches=2, remat="linear_inputs", scan="on")
+    return prove_step(config, load_recipe(recipe), gpu="b200", shape=shape)
+
+
 def test_on_a_b200_every_governed_gemm_of_the_step_is_on_4_bit_tensor_cores(tmp_path):
     """The 1b, its first four blocks, scanned, with packed inputs kept over rematerialization."""
     path = tmp_path / "every.toml"
     path.write_text(EVERY_LAYER)
-    config = dataclasses.replace(models.preset("1b"), pattern="M-M-")
-    shape = StepShape(batch=2, length=1024, microbatches=2, remat="linear_inputs", scan="on")
-    proof = prove_step(config, load_recipe(path), gpu="b200", shape=shape)
+    proof = in_process_of("b200", first_blocks_of_the_1b, path)
     assert proof.device == "NVIDIA B200"
     assert proof.implementation == "blackwell"
     assert not proof.fallbacks
