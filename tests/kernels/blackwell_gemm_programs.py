@@ -92,11 +92,46 @@ def product(shape: tuple[int, int, int], dtype: str):
     return scaled
 
 
-def _hlo(gpu: str, tiling: Tiling, dtype: str) -> str:
-    blackwell_gemm.tiling_for = lambda *_: tiling
-    text = compile_for(mesh_of(gpu), product(SHAPE, dtype), *arguments(*SHAPE)).as_text()
+def ragged(shape: tuple[int, int, int], dtype: str) -> tuple[tuple[int, ...], str, str]:
+    """Compiled for a B200 in this process: the output's shape and dtype, and the HLO."""
+    program = compile_for(mesh_of("b200"), product(shape, dtype), *arguments(*shape))
+    (out,) = jax.tree.leaves(program.out_info)
+    return out.shape, str(out.dtype), _text(program)
+
+
+def scanned() -> str:
+    """HLO of products in a scan over rematerialized layers."""
+    a, a_scale, *_ = arguments(256, 256, 256)
+
+    def layers(codes, scale):
+        @jax.checkpoint
+        def layer(x, _):
+            y = blackwell_gemm.block_scaled_matmul(
+                codes, scale, codes, scale, (256, 256, 256), (), jnp.float32
+            )
+            return x + y, None
+
+        return jax.lax.scan(layer, jnp.zeros((256, 256)), None, length=3)[0]
+
+    return _text(compile_for(mesh_of("b200"), layers, a, a_scale))
+
+
+def with_scalars(count: int) -> str:
+    """HLO of a product with so many tensor scales."""
+    shape = 256, 256, 256
+    made = [*arguments(*shape)[:4], *[jax.ShapeDtypeStruct((), jnp.float32)] * count]
+    return _text(compile_for(mesh_of("b200"), product(shape, "bfloat16"), *made))
+
+
+def _text(program: jax.stages.Compiled) -> str:
+    text = program.as_text()
     assert text is not None
     return text
+
+
+def _hlo(gpu: str, tiling: Tiling, dtype: str) -> str:
+    blackwell_gemm.tiling_for = lambda *_: tiling
+    return _text(compile_for(mesh_of(gpu), product(SHAPE, dtype), *arguments(*SHAPE)))
 
 
 if __name__ == "__main__":

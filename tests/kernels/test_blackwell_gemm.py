@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from nvfp4_jax.compile_for import compile_for, mesh_of
 from nvfp4_jax.kernels.blackwell_gemm import block_scaled_matmul, unsupported
-from nvfp4_jax.kernels.blackwell_gemm_body import gemm_kernel
 from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     STRIPE,
     TILINGS,
@@ -18,8 +16,8 @@ from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     Problem,
     tiling_for,
 )
-from tests.gpu_compile import instructions, with_opcode
-from tests.kernels.blackwell_gemm_programs import arguments, product
+from tests.gpu_compile import in_process_of, instructions, with_opcode
+from tests.kernels import blackwell_gemm_programs as programs
 
 SHARED_BYTES = 227 * 1024  # of a block on sm_100 and sm_103 (CUDA programming guide)
 BF16, F32 = np.dtype(jnp.bfloat16), np.dtype(np.float32)
@@ -109,25 +107,22 @@ def test_tiles_are_as_large_as_the_last_wave_allows(shape):
 )
 def test_ragged_sizes_keep_their_shape(shape, dtype):
     """Padded before the kernel and sliced after it, in this one program."""
-    compiled = compile_for(mesh_of("b200"), product(shape, dtype), *arguments(*shape))
-    (out,) = jax.tree.leaves(compiled.out_info)
-    assert (out.shape, out.dtype) == (shape[:2], jnp.dtype(dtype))
-    assert len(with_opcode(instructions(compiled.as_text() or ""), "custom-call")) == 1
+    out_shape, out_dtype, hlo = in_process_of("b200", programs.ragged, shape, dtype)
+    assert (out_shape, out_dtype) == (shape[:2], dtype)
+    assert products(hlo) == 1
+
+
+def products(hlo: str) -> int:
+    return len(with_opcode(instructions(hlo), "custom-call"))
 
 
 def test_it_compiles_inside_scan_and_checkpoint():
-    a, a_scale, *_ = arguments(256, 256, 256)
+    assert products(in_process_of("b200", programs.scanned)) == 1
 
-    def layers(codes, scale):
-        @jax.checkpoint
-        def layer(x, _):
-            y = block_scaled_matmul(codes, scale, codes, scale, (256, 256, 256), (), jnp.float32)
-            return x + y, None
 
-        return jax.lax.scan(layer, jnp.zeros((256, 256)), None, length=3)[0]
-
-    program = instructions(compile_for(mesh_of("b200"), layers, a, a_scale).as_text() or "")
-    assert len(with_opcode(program, "custom-call")) == 1
+@pytest.mark.parametrize("scalars", [0, 1])
+def test_fewer_scalars_compile(scalars):
+    assert products(in_process_of("b200", programs.with_scalars, scalars)) == 1
 
 
 @pytest.mark.parametrize("columns", [1, 64, 65, 128])
@@ -162,7 +157,7 @@ def test_what_is_not_supported_has_a_reason(word):
 @pytest.mark.parametrize("name", ["a", "b"])
 @pytest.mark.parametrize("which", ["codes", "block scales"])
 def test_operands_of_another_shape_raise(name, which):
-    made = [jnp.zeros(a.shape, a.dtype) for a in arguments(256, 256, 256)[:4]]
+    made = [jnp.zeros(a.shape, a.dtype) for a in programs.arguments(256, 256, 256)[:4]]
     wrong = 2 * (name == "b") + (which == "block scales")
     made[wrong] = made[wrong][:, :1]
     with pytest.raises(ValueError, match=f"{name}: {which} are"):
@@ -170,17 +165,6 @@ def test_operands_of_another_shape_raise(name, which):
 
 
 def test_an_unsupported_product_raises_with_shape_and_reason():
-    made = [jnp.zeros(a.shape, a.dtype) for a in arguments(256, 256, 256)[:4]]
+    made = [jnp.zeros(a.shape, a.dtype) for a in programs.arguments(256, 256, 256)[:4]]
     with pytest.raises(ValueError, match=r"\(256, 256, 100\): .*multiple of 64"):
         block_scaled_matmul(*made, (256, 256, 100))
-
-
-@pytest.mark.parametrize("scalars", [0, 1])
-def test_fewer_scalars_compile(scalars):
-    problem = Problem.of(256, 256, 256, BF16)
-    codes = jax.ShapeDtypeStruct((256, 256), jnp.float4_e2m1fn)
-    scale = jax.ShapeDtypeStruct((2, 4, 2, 256), jnp.float8_e4m3fn)
-    ones = [jax.ShapeDtypeStruct((1,), jnp.float32)] * scalars
-    kernel = gemm_kernel(problem, TILINGS[0], scalars, 148)
-    compiled = compile_for(mesh_of("b200"), kernel, codes, codes, scale, scale, *ones)
-    assert "mosaic_gpu" in (compiled.as_text() or "")
