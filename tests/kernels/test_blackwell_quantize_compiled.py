@@ -21,7 +21,7 @@ from nvfp4_jax.kernels.tiles import Copy
 from tests import sass
 
 from .cases import COLUMN_WISE, ROTATED, ROW_WISE, TILES, stochastic
-from .test_compile import assembled, local_memory
+from .test_compile import assembled, resources
 
 DUAL = (stochastic(ROW_WISE), stochastic(ROTATED))
 PLAIN = (ROW_WISE, ROTATED)
@@ -87,7 +87,7 @@ def test_the_instructions_that_round(compiled, tmp_path, kind, capability):
     assert casts(program) == expected_casts(ALL[kind])
     assert program.count("F2FP", "E4M3") > 0
     assert sass.spills(program) == 0
-    assert local_memory(code, tmp_path) == 0
+    assert resources(code, tmp_path)[1:] == (0, 0)
 
 
 @pytest.mark.parametrize("capability", [100, 103])
@@ -106,7 +106,7 @@ def test_what_the_gradient_needs_is_of_the_architecture_itself(compiled, monkeyp
 @pytest.mark.parametrize("capability", [80, 90])
 def test_elsewhere_it_is_arithmetic(compiled, tmp_path, capability):
     code = compiled(DUAL, capability)
-    assert local_memory(code, tmp_path) == 0
+    assert resources(code, tmp_path)[1:] == (0, 0)
     if capability == 90:
         assert not casts(sass.disassembled(code)).total()
 
@@ -114,11 +114,18 @@ def test_elsewhere_it_is_arithmetic(compiled, tmp_path, capability):
 def test_more_than_8_random_bits_are_arithmetic(compiled, tmp_path):
     code = compiled((stochastic(ROW_WISE, 16), stochastic(ROTATED, 32)), 100)
     assert not casts(sass.disassembled(code)).total()
-    assert local_memory(code, tmp_path) == 0
+    assert resources(code, tmp_path)[1:] == (0, 0)
 
 
 def test_ragged_float32_spills_nothing(compiled, tmp_path):
-    assert local_memory(compiled(DUAL, 100, (1, 1000, 1001), jnp.float32), tmp_path) == 0
+    code = compiled(DUAL, 100, (1, 1000, 1001), jnp.float32)
+    assert resources(code, tmp_path)[1:] == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["gradient", "input", "weight"])
+def test_registers_for_sixteen_warps(compiled, tmp_path, kind):
+    """Of 65,536 on a multiprocessor, 128 a thread."""
+    assert resources(compiled(ALL[kind], 100), tmp_path)[0] <= 128
 
 
 def test_rounding_to_nearest_is_not_taken_for_stochastic(compiled):
