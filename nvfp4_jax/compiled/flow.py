@@ -39,11 +39,9 @@ def origins(program: Program, value: Value) -> list[Value]:
     if i.opcode.endswith("-done"):  # the end of what its -start began, in the background
         start = program.operand(i, 0)
         begun = [Value(name, program.roots[name], index) for name in start.called]
-        several = len(start.operands) > 1 and index  # a collective of several arrays
-        name, rest = (
-            (start.operands[index[0]], index[1:]) if several else (start.operands[0], index)
-        )
-        return begun or [Value(i.computation, name, rest)]
+        # of a collective of several arrays, the one asked for
+        number, rest = (index[0], index[1:]) if index and len(start.operands) > 1 else (0, index)
+        return begun or [Value(i.computation, start.operands[number], rest)]
     if i.opcode == "while":
         body = Value(i.called[1], program.roots[i.called[1]], index)
         return [Value(i.computation, i.operands[0], index), body]

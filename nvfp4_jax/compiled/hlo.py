@@ -19,9 +19,7 @@ from typing import NamedTuple
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%[\w.\-]+,? ?)+)"
-)
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computations?)=\{?((?:%[\w.\-]+,? ?)+)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")

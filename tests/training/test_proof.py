@@ -101,6 +101,16 @@ def test_a_misspelt_rule_is_an_error(inputs, tmp_path):
         prove_step(choose_model(str(inputs / "model.json")), load_recipe(path))
 
 
+def test_explain_shows_it_as_json(inputs, capsys):
+    model, recipe = str(inputs / "model.json"), str(inputs / "recipe.toml")
+    words = ["explain", "--compiled", "--model", model, "--recipe", recipe, "--length", "32"]
+    main([*words, "--batch", "4", "--microbatches", "2", "--remat", "block", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert gemms(report)["blocks_1/mlp/up", "wgrad"] == "nvfp4 emulated"
+    assert sum(report["summary"]["share_by_format"].values()) == pytest.approx(1)
+    assert report["implementation"].startswith("xla (triton needs an NVIDIA GPU")
+
+
 def first_blocks_of_the_1b(recipe: Path) -> Proof:
     config = dataclasses.replace(models.preset("1b"), pattern="M-M-")
     shape = StepShape(batch=2, length=1024, microbatches=2, remat="linear_inputs", scan="on")
