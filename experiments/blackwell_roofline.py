@@ -1,7 +1,8 @@
 """How close could the native NVFP4 product come to the peak of a B200, by its machine code?
 
-Claim: at 8192 cubed the main loop leaves the tensor cores at least 80% of their time, and so does
-the whole product, unless shared memory serves reads and writes through one port.
+Claim: at 8192 cubed the main loop keeps the tensor cores at work for at least 80% of its time, and
+so does the whole product, if L2 gives each SM 63 bytes a clock and shared memory serves reads and
+writes side by side.
 Command: JAX_PLATFORMS=cpu python -m experiments.blackwell_roofline
 Cost: half a minute of a CPU. Nothing is executed on a GPU; no Blackwell was at hand.
 Method: sizes, bytes, instructions and stages are counted in the SASS and PTX that the compiler
@@ -34,8 +35,8 @@ class Rates:
         NVIDIA's H100 data sheet: 4096). It agrees with 9 PFLOP/s of a B200 at 1.86 GHz.
       shared: bytes of shared memory. FlashAttention-4 (2026): 128, as on Hopper; SemiAnalysis
         (Dissecting Nvidia Blackwell, 2026) measured products of small shapes bound at it.
-      l2: bytes from L2. Assumed: nothing is published for Blackwell; 64 is the width of the port
-        on Volta and Ampere (NVIDIA's tuning guides and white papers).
+      l2: bytes from L2. Assumed: nothing is published for Blackwell. (NVIDIA's A100 white paper
+        has 5120 a clock for 108 SMs, 47 each.) `l2_needed` says how many the bar takes.
       first, drain, last: assumed. From launch to the first product; from the end of a tile until
         its shared columns are read and the next may start; from the last product to the last store.
     """
@@ -167,6 +168,13 @@ def whole_share(
     return SIZE**3 / rates.products / multiprocessors / total
 
 
+def l2_needed(counted: Counted, multiprocessors: int, share: float, rates: Rates = RATES) -> float:
+    """Bytes a clock that L2 must give each SM for this share of the peak, for all of 8192 cubed."""
+    total = SIZE**3 / rates.products / multiprocessors / share
+    tile = (total - rates.first - rates.last) / waves(counted, multiprocessors)
+    return counted.loaded_bytes * (SIZE // counted.k) / tile
+
+
 def hidden_latency(counted: Counted, rates: Rates = RATES) -> float:
     """Clocks between the moment a stage is free and the one its next content is needed."""
     tensor = counted.tensor(rates)
@@ -198,6 +206,7 @@ def main() -> None:
     print(
         f"{waves(widest, multiprocessors)} waves; a stage hides {hidden_latency(widest):.0f} clocks"
     )
+    print(f"bytes a clock from L2 for 80%: {l2_needed(widest, multiprocessors, 0.8):.0f}")
     print(f"of HBM's bandwidth {memory_share(widest, gpu):.0%}")
     for roof in roofs(widest):
         loop, whole = main_loop_share(widest, roof), whole_share(widest, roof, multiprocessors)

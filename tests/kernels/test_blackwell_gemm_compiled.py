@@ -159,6 +159,7 @@ def test_the_roofline_is_what_the_benchmarks_say(gpu):
     assert [round(100 * share) for share in wholes] == [93, 88, 81, 77]
     assert counted.instructions < counted.tensor() / 2  # the loop that issues is not the limit
     assert blackwell_roofline.hidden_latency(counted) > 2000
+    assert round(blackwell_roofline.l2_needed(counted, 148, 0.8)) == 63
     assert round(100 * blackwell_roofline.memory_share(counted, find_gpu("b200"))) == 42
 
 
