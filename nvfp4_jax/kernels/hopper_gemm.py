@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nvfp4_jax.kernels.hopper_gemm_tiling import Problem, tiling_for
+from nvfp4_jax.kernels.hopper_gemm_tiling import WORTH_A_PASS, Problem, tiling_for, wasted_terms
 
 _HOPPER = (9, 0)
 _UNIT = 32  # bf16 elements of the shortest rows in shared memory, 64 bytes
@@ -56,14 +56,7 @@ def scaled_matmul(
     # Mosaic takes a second to import, and only Hopper needs it.
     from nvfp4_jax.kernels.hopper_gemm_body import gemm_kernel
 
-    problem = Problem(
-        a.shape[1 - contract_a],
-        b.shape[1 - contract_b],
-        a.shape[contract_a],
-        contract_a,
-        contract_b,
-        jnp.dtype(dtype),
-    )
+    problem = _problem(a.shape, b.shape, contract_a, contract_b, dtype)
     sm_count = _sm_count()
     kernel = gemm_kernel(problem, tiling_for(problem, sm_count), len(scales), sm_count)
     return kernel(a, b, *(scale.reshape(1) for scale in scales))
@@ -92,6 +85,29 @@ def unsupported(
         # TMA loses the axis of tiles, and with it the check of bounds, where there is one tile.
         return f"an output of {columns} columns is too narrow"
     return None
+
+
+def slower(
+    a_shape: tuple[int, ...],
+    b_shape: tuple[int, ...],
+    contract_a: int,
+    contract_b: int,
+    dtype: jax.typing.DTypeLike,
+) -> bool:
+    """Whether XLA's product and a pass for the scales take less time: few tiles, long sums."""
+    problem = _problem(a_shape, b_shape, contract_a, contract_b, dtype)
+    return wasted_terms(problem, _sm_count()) > WORTH_A_PASS
+
+
+def _problem(
+    a_shape: tuple[int, ...],
+    b_shape: tuple[int, ...],
+    contract_a: int,
+    contract_b: int,
+    dtype: jax.typing.DTypeLike,
+) -> Problem:
+    m, n, k = a_shape[1 - contract_a], b_shape[1 - contract_b], a_shape[contract_a]
+    return Problem(m, n, k, contract_a, contract_b, jnp.dtype(dtype))
 
 
 def _sm_count() -> int:

@@ -81,6 +81,21 @@ TILINGS = (
 )
 
 
+# What a product may lose to idle SMs, in terms of each sum, before cuBLAS is faster: it splits k. A
+# pass of its own for the scales, 8 bytes an element of an FP32 result, takes an H100 as long as
+# 1100 terms. Wgrad of a narrow layer, 768 x 3072 from 32,768 tokens, loses 6800: it took 1.35 times
+# cuBLAS's time. At 1280 x 5120 from 16,384 tokens, 1300, there is nothing to win.
+WORTH_A_PASS = 2500
+BUSY = 0.9  # of cuBLAS, beside tiles of 256 columns that fill every wave
+
+
+def wasted_terms(problem: Problem, sm_count: int) -> float:
+    """Terms of each sum that could be added while SMs are idle or tiles narrow, beside cuBLAS."""
+    tiling = tiling_for(problem, sm_count)
+    paid = tiling.waves(problem, sm_count) * sm_count * TILE_M * tiling.cost
+    return problem.k * (paid / (problem.m * problem.n) - 1 / BUSY)
+
+
 def tiling_for(problem: Problem, sm_count: int) -> Tiling:
     """The tiling of the table that finishes first."""
     return min(TILINGS, key=lambda tiling: tiling.waves(problem, sm_count) * tiling.cost)

@@ -3,8 +3,9 @@
     out = round_dtype(((a b) s_0) s_1)
 
 On Hopper `hopper_gemm` multiplies the sums with the scales before they leave the registers. Where
-it cannot (other GPUs, sizes that are no multiple of 32), and where there are no scales, it is
-XLA's product and, if need be, a pass over its FP32 result.
+it cannot (other GPUs, sizes that are no multiple of 32), where a long sum has too few results to
+keep the GPU busy, and where there are no scales, it is XLA's product and, if need be, a pass over
+its FP32 result.
 
 Under a mesh every device multiplies its shards. Where the contraction is sharded, FP32 partial
 sums are added up before anything is scaled, and left scattered if the result is wanted so.
@@ -73,9 +74,9 @@ def _split_call(contract: tuple[int, int], count: int, dtype: Any, found: Any) -
 
 
 def _local(contract: tuple[int, int], dtype: Any, found: Any, a: Array, b: Array, *scales: Array):
-    """On one device: the kernel, if it can."""
-    reason = hopper_gemm.unsupported(a.shape, b.shape, *contract, dtype, found)
-    if reason is None:
+    """On one device: the kernel, if it can and is not the slower way."""
+    shapes = (a.shape, b.shape, *contract, dtype)
+    if not (hopper_gemm.unsupported(*shapes, found) or hopper_gemm.slower(*shapes)):
         scalars = tuple(scale.reshape(()) for scale in scales)
         return hopper_gemm.scaled_matmul(a, b, *contract, scalars, dtype)
     return _plain(contract, dtype, a, b, *scales)

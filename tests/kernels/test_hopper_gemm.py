@@ -168,3 +168,18 @@ def test_what_is_not_supported_has_a_reason(word):
 def test_an_unsupported_product_raises_with_shapes_and_reason():
     with pytest.raises(ValueError, match=r"\(8, 100\).*multiple of 32"):
         scaled_matmul(jnp.ones((8, 100), jnp.bfloat16), jnp.ones((100, 8), jnp.bfloat16), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k", "slower"),
+    [
+        (8192, 8192, 8192, False),
+        (1280, 5120, 16384, False),  # Wgrad of 1b: 16% idle, as long as the scales' pass
+        (768, 3072, 32768, True),  # of 150m
+        (768, 768, 32768, True),
+        (32768, 768, 3072, False),
+    ],
+)
+def test_few_tiles_with_long_sums_are_not_for_this_kernel(monkeypatch, m, n, k, slower):
+    monkeypatch.setattr(hopper_gemm, "_sm_count", lambda: 132)
+    assert hopper_gemm.slower((k, m), (k, n), 0, 0, jnp.float32) == slower

@@ -11,13 +11,13 @@ import pytest
 import nvfp4_jax as nvfp4
 from nvfp4_jax import LinearPrecision, Quantizer
 from nvfp4_jax.compile_for import compile_for, mesh_of
-from nvfp4_jax.kernels import capability, select
+from nvfp4_jax.kernels import available, capability, select
 from nvfp4_jax.operands import amax_bits
 from tests.gemm.precisions import PAPER
 
 KEY = jax.random.key(0)
 NUMBERS = (((1,), (0,)), ((), ()))
-SHAPES = ((512, 256), (256, 384), (512, 384))
+SHAPES = ((2048, 1024), (1024, 2048), (2048, 2048))
 
 
 def compiled(gpu: str, run, *shapes_and_dtypes) -> str:
@@ -28,13 +28,13 @@ def compiled(gpu: str, run, *shapes_and_dtypes) -> str:
     return text
 
 
-def linear(precision: LinearPrecision):
+def linear(precision: LinearPrecision, shapes=SHAPES):
     def run(x, w, dy, key):
         dot = nvfp4.make_dot_general(precision, jax.random.wrap_key_data(key))
         y, pull = jax.vjp(lambda x, w: dot(x, w, NUMBERS), x, w)
         return (y, *pull(dy))
 
-    x, w, dy = SHAPES
+    x, w, dy = shapes
     return run, (x, jnp.bfloat16), (w, jnp.float32), (dy, jnp.bfloat16), ((2,), jnp.uint32)
 
 
@@ -50,6 +50,12 @@ def test_on_hopper_a_linear_is_six_quantizing_kernels_and_three_products():
     for rows, columns in SHAPES:
         moved = re.findall(rf"= \w+\[{rows},{columns}\]\S* (\w+)\(", hlo)
         assert not {"transpose", "copy", "multiply", "convert"} & set(moved)
+
+
+def test_a_narrow_layer_leaves_its_long_sums_to_cublas():
+    """Wgrad of 256 x 384 is six tiles of 132, each of 8192 terms."""
+    hlo = compiled("h100", *linear(PAPER, ((8192, 256), (256, 384), (8192, 384))))
+    assert len(calls(hlo, "mosaic_gpu")) == 2
 
 
 def test_on_ampere_the_products_are_xlas():
@@ -87,7 +93,7 @@ def test_a_weight_whose_amax_is_known_is_read_once():
         ((4, *dy), jnp.bfloat16),
         ((2,), jnp.uint32),
     )
-    reads = [line for line in calls(hlo, "triton_kernel_call") if "f32[1,256,384]" in line]
+    reads = [line for line in calls(hlo, "triton_kernel_call") if "f32[1,1024,2048]" in line]
     assert reads
     assert not [line for line in reads if re.search(r"= s32\[", line)]
 
@@ -118,7 +124,7 @@ def test_gpus_by_name(name, expected):
     ],
 )
 def test_a_name_that_cannot_run_says_why(monkeypatch, found, reason):
-    monkeypatch.setattr(select, "capability", lambda: found)
+    monkeypatch.setattr(available, "capability", lambda: found)
     with pytest.raises(ValueError, match=reason):
         select.select("triton")
     assert select.best() == ("xla", f"triton {reason}")
@@ -126,14 +132,14 @@ def test_a_name_that_cannot_run_says_why(monkeypatch, found, reason):
 
 
 def test_without_its_package_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(select, "capability", lambda: (9, 0))
-    monkeypatch.setattr(select.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(available, "capability", lambda: (9, 0))
+    monkeypatch.setattr(available.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"install nvfp4_jax\[cuda\]"):
         select.select("triton")
 
 
 def test_a_name_does_what_it_says_or_says_why_not(monkeypatch):
-    monkeypatch.setattr(select, "capability", lambda: (9, 0))
+    monkeypatch.setattr(available, "capability", lambda: (9, 0))
     mxfp4 = LinearPrecision(fprop=nvfp4.Gemm(input=Quantizer("mxfp4"), weight=Quantizer()))
     with pytest.raises(ValueError, match=r"'triton': .* for nvfp4, not mxfp4; leave .* out"):
         nvfp4.make_dot_general(mxfp4, implementation="triton")
@@ -143,7 +149,7 @@ def test_a_name_does_what_it_says_or_says_why_not(monkeypatch):
 
 
 def test_the_fallback_of_a_quantizer_is_told(monkeypatch):
-    monkeypatch.setattr(select, "capability", lambda: (9, 0))
+    monkeypatch.setattr(available, "capability", lambda: (9, 0))
     assert select.fallback(Quantizer()) is None
     assert "for nvfp4, not mxfp4" in str(select.fallback(Quantizer("mxfp4")))
     assert "rotate 16 elements, not 32" in str(select.fallback(Quantizer(rht=32)))
