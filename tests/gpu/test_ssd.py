@@ -33,8 +33,9 @@ def test_bfloat16_is_as_accurate_as_the_xla_form_and_the_same_at_every_run(head_
     """Against float64 on the same rounded inputs; a ragged length, 16 heads in 2 groups.
 
     The gradient of A is one number a head, what is left of 2000 tokens' terms of either sign, so
-    either form's rounding errors are a single draw: measured 0.02% to 0.5%, fused, and 0.04% to
-    0.2%, XLA, now one less and now the other.
+    either form's rounding errors are a single draw. Over 20 seeds, median (largest): fused 0.15%
+    (0.52%), XLA 0.20% (0.50%), now one less and now the other; no other gradient's median is larger
+    than XLA's, and with float32 operands all are below 1.1e-6.
     """
     case = draw(2, 1000, 16, head_dim, 2, 128, packed=packed)
     for place in (0, 3, 4):  # x, B, C
