@@ -23,8 +23,9 @@ Source: arXiv 2205.14135, 2307.08691.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,10 @@ import jax_triton
 import triton
 import triton.language as tl
 from jax import Array
+from jax.custom_batching import sequential_vmap
 
-from nvfp4_jax.models.target import compute_capability, several_devices
+from nvfp4_jax.models.splitting import splitting
+from nvfp4_jax.models.target import compute_capability
 
 LOG2_E = 1 / math.log(2)
 HEAD_DIMS = (16, 32, 64, 128)
@@ -275,7 +278,7 @@ def obstacle(q: Array) -> str | None:
         return f"a head has {q.shape[-1]} channels, and the kernels are for {HEAD_DIMS}"
     if q.dtype.itemsize != 2:
         return f"it multiplies 16-bit operands, not {q.dtype}"
-    return several_devices()
+    return None
 
 
 def forward(q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, Array]:
@@ -285,32 +288,62 @@ def forward(q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, Array]:
       q: (batch, length, heads, head_dim); k and v the same with their heads.
       starts: (batch, length), int32, the first token of each token's document.
     """
-    batch, length, heads, _ = q.shape
-    tiles, meta = _meta(FORWARD, q, k)
-    return jax_triton.triton_call(
-        q,
-        k,
-        v,
-        starts,
-        kernel=_forward,
-        out_shape=(
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
-        ),
-        grid=(math.ceil(length / tiles.queries), batch * heads),
-        **meta,
-    )
+    return _calls(compute_capability())[0](q, k, v, starts)
 
 
 def backward(
     q: Array, k: Array, v: Array, starts: Array, ends: Array, out: Array, lse: Array, do: Array
 ) -> tuple[Array, Array, Array]:
     """Gradients of q, k and v; `ends` is one past the last token of each token's document."""
+    return _calls(compute_capability())[1](q, k, v, starts, ends, out, lse, do)
+
+
+@functools.cache
+def _calls(capability: int) -> tuple[Any, Any]:
+    """Forward and backward, split over devices by the batch and by heads with their keys'."""
+    q, k, row, lse = "b.h.", "b.g.", "b.", "bh."
+    arguments = (q, k, k, row)
+    return (
+        sequential_vmap(
+            splitting(functools.partial(_output, capability), arguments, (q, lse), groups_of=1)
+        ),
+        sequential_vmap(
+            splitting(
+                functools.partial(_gradients, capability),
+                (*arguments, row, q, lse, q),
+                (q, k, k),
+                groups_of=1,
+            )
+        ),
+    )
+
+
+def _output(capability: int, q: Array, k: Array, v: Array, starts: Array) -> tuple[Array, ...]:
+    batch, length, heads, _ = q.shape
+    tiles, meta = _meta(FORWARD, q, k, capability)
+    return tuple(
+        jax_triton.triton_call(
+            *(q, k, v, starts),
+            kernel=_forward,
+            out_shape=(
+                jax.ShapeDtypeStruct(q.shape, q.dtype),
+                jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
+            ),
+            grid=(math.ceil(length / tiles.queries), batch * heads),
+            **meta,
+        )
+    )
+
+
+def _gradients(
+    capability: int, q: Array, k: Array, v: Array, starts: Array, ends: Array, *kept: Array
+) -> tuple[Array, ...]:
+    out, lse, do = kept
     batch, length, heads, head_dim = q.shape
     outer = {"OUTER": head_dim**-0.5}
     products = do.astype(jnp.float32) * out.astype(jnp.float32)
     delta = jnp.swapaxes(jnp.sum(products, axis=-1), 1, 2)
-    tiles, meta = _meta(QUERIES, q, k)
+    tiles, meta = _meta(QUERIES, q, k, capability)
     dq = jax_triton.triton_call(
         *(q, k, v, starts, do, lse, delta),
         kernel=_query_gradients,
@@ -319,7 +352,7 @@ def backward(
         **outer,
         **meta,
     )
-    tiles, meta = _meta(KEYS, q, k)
+    tiles, meta = _meta(KEYS, q, k, capability)
     dk, dv = jax_triton.triton_call(
         *(q, k, v, starts, ends, do, lse, delta),
         kernel=_key_gradients,
@@ -331,13 +364,13 @@ def backward(
     return dq, dk, dv
 
 
-def _meta(table: tuple[Tiles, Tiles], q: Array, k: Array) -> tuple[Tiles, dict]:
+def _meta(table: tuple[Tiles, Tiles], q: Array, k: Array, capability: int) -> tuple[Tiles, dict]:
     _, length, heads, head_dim = q.shape
     tiles = table[head_dim > 64]
     return tiles, {
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
-        "compute_capability": compute_capability(),
+        "compute_capability": capability,
         "SCALE": head_dim**-0.5 * LOG2_E,
         "LENGTH": length,
         "HEADS": heads,

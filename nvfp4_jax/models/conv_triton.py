@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,10 @@ import jax_triton
 import triton
 import triton.language as tl
 from jax import Array
+from jax.custom_batching import sequential_vmap
 
-from nvfp4_jax.models.target import compute_capability, several_devices
+from nvfp4_jax.models.splitting import splitting
+from nvfp4_jax.models.target import compute_capability
 
 WIDTH = 4  # taps; the walk below is written out for them
 BLOCK = 256  # channels at most: four a thread, eight bytes of bfloat16 a read
@@ -224,7 +227,7 @@ def obstacle(x: Array, weight: Array, widths: tuple[int, ...]) -> str | None:
         return f"the channels are split as {widths}, not into three multiples of {SMALLEST}"
     if x.dtype.itemsize > 4:
         return "it computes in FP32"
-    return several_devices()
+    return None
 
 
 def forward(
@@ -236,9 +239,9 @@ def forward(
     widths: tuple[int, ...],
 ) -> tuple[Array, ...]:
     """silu(conv(x[..., start:start + channels]) + bias), cut into `widths`."""
-    outs = tuple(jax.ShapeDtypeStruct((*x.shape[:2], width), x.dtype) for width in widths)
-    call = _call(_forward, x, segments, start, widths, TOKENS)
-    return tuple(call(x, weight, bias, _or_any(segments), out_shape=outs))
+    packed = segments is not None
+    call, _ = _calls(start, widths, packed, compute_capability())
+    return call(x, weight, bias, *((segments,) if segments is not None else ()))
 
 
 def backward(
@@ -250,17 +253,40 @@ def backward(
     dy: tuple[Array, ...],
 ) -> tuple[Array, Array, Array]:
     """Gradients of the convolved columns of x, of the weight and of the bias (FP32)."""
-    batch, length, _ = x.shape
-    widths = tuple(part.shape[-1] for part in dy)
-    channels, own = sum(widths), TOKENS - 3
-    outs = (
-        jax.ShapeDtypeStruct((batch, length, channels), x.dtype),
-        jax.ShapeDtypeStruct((batch * math.ceil(length / own), 5, channels), jnp.float32),
+    widths, packed = tuple(part.shape[-1] for part in dy), segments is not None
+    _, call = _calls(start, widths, packed, compute_capability())
+    return call(x, weight, bias, *((segments,) if segments is not None else ()), *dy)
+
+
+@functools.cache
+def _calls(start: int, widths: tuple[int, ...], packed: bool, capability: int) -> tuple[Any, Any]:
+    """Forward and backward as functions of arrays; split over devices by rows of the batch."""
+    arguments, rows = ("b..", "..", ".", *(("b.",) if packed else ())), ("b..",) * len(widths)
+
+    def launch(kernel, own, outs, x, weight, bias, *rest):
+        segments, dy = (rest[0], rest[1:]) if packed else (jnp.zeros((1,), jnp.int32), rest)
+        sizes = _sizes(x, packed, start, widths, own)
+        meta = {"kernel": kernel, "compute_capability": capability, "out_shape": outs, **sizes}
+        return tuple(jax_triton.triton_call(x, weight, bias, segments, *dy, **meta))
+
+    def forward(x: Array, *rest: Array) -> tuple[Array, ...]:
+        outs = tuple(jax.ShapeDtypeStruct((*x.shape[:2], width), x.dtype) for width in widths)
+        return launch(_forward, TOKENS, outs, x, *rest)
+
+    def backward(x: Array, *rest: Array) -> tuple[Array, ...]:
+        (batch, length, _), channels, own = x.shape, sum(widths), TOKENS - 3
+        outs = (
+            jax.ShapeDtypeStruct((batch, length, channels), x.dtype),
+            jax.ShapeDtypeStruct((batch * math.ceil(length / own), 5, channels), jnp.float32),
+        )
+        dx, partial = launch(_backward, own, outs, x, *rest)
+        sums = jnp.sum(partial, axis=0)
+        return dx, sums[:WIDTH], sums[WIDTH]
+
+    return (
+        sequential_vmap(splitting(forward, arguments, rows)),
+        sequential_vmap(splitting(backward, arguments + rows, ("b..", "..", "."), sums=(1, 2))),
     )
-    call = _call(_backward, x, segments, start, widths, own)
-    dx, partial = call(x, weight, bias, _or_any(segments), *dy, out_shape=outs)
-    sums = jnp.sum(partial, axis=0)
-    return dx, sums[:WIDTH], sums[WIDTH]
 
 
 def _block(widths: tuple[int, ...]) -> int:
@@ -268,28 +294,21 @@ def _block(widths: tuple[int, ...]) -> int:
     return math.gcd(BLOCK, *widths)
 
 
-def _call(kernel, x: Array, segments: Array | None, start: int, widths: tuple[int, ...], own: int):
+def _sizes(x: Array, packed: bool, start: int, widths: tuple[int, ...], own: int) -> dict:
+    """The grid, warps and constants of a kernel whose programs make `own` tokens each."""
     batch, length, features = x.shape
     block = _block(widths)
-    return functools.partial(
-        jax_triton.triton_call,
-        kernel=kernel,
-        grid=(sum(widths) // block, math.ceil(length / own), batch),
-        num_warps=max(WARPS * block // BLOCK, 1),
-        compute_capability=compute_capability(),
-        LENGTH=length,
-        STRIDE=features,
-        START=start,
-        CHANNELS=sum(widths),
-        WIDTH_X=widths[0],
-        WIDTH_B=widths[1],
-        PACKED=segments is not None,
-        BLOCK=block,
-        TOKENS=TOKENS,
-        UNROLL=UNROLL,
-    )
-
-
-def _or_any(segments: Array | None) -> Array:
-    """The ids, or something to point at where the kernel does not look."""
-    return jnp.zeros((1,), jnp.int32) if segments is None else segments
+    return {
+        "grid": (sum(widths) // block, math.ceil(length / own), batch),
+        "num_warps": max(WARPS * block // BLOCK, 1),
+        "LENGTH": length,
+        "STRIDE": features,
+        "START": start,
+        "CHANNELS": sum(widths),
+        "WIDTH_X": widths[0],
+        "WIDTH_B": widths[1],
+        "PACKED": packed,
+        "BLOCK": block,
+        "TOKENS": TOKENS,
+        "UNROLL": UNROLL,
+    }

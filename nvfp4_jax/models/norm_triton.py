@@ -15,7 +15,10 @@ rows, written out as one partial sum each, and added up in a fixed order.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +26,10 @@ import jax_triton
 import triton
 import triton.language as tl
 from jax import Array
+from jax.custom_batching import sequential_vmap
 
-from nvfp4_jax.models.target import compute_capability, several_devices
+from nvfp4_jax.models.splitting import splitting
+from nvfp4_jax.models.target import compute_capability
 
 ELEMENTS, WARPS = 2048, 4  # of a tile, 16 elements a thread
 GATED_ELEMENTS, GATED_WARPS = 1024, 2  # backward with a gate, five such tiles: twice as fast so
@@ -117,51 +122,77 @@ def obstacle(x: Array, groups: int) -> str | None:
         return f"a group has {x.shape[-1] // groups} channels, and the kernel holds {LONGEST}"
     if x.dtype.itemsize > 4:
         return "it computes in FP32"
-    return several_devices()
+    return None
 
 
 def forward(x: Array, z: Array | None, weight: Array, groups: int, eps: float) -> Array:
     """The norm of x (..., d), gated by the first d columns of z (..., at least d)."""
-    rows, tile, meta = _meta(x, z, groups, eps, ELEMENTS, WARPS)
-    return jax_triton.triton_call(
-        x,
-        x if z is None else z,
-        weight,
-        kernel=_forward,
-        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-        grid=(math.ceil(rows / tile), groups),
-        **meta,
-    )
+    call, _ = _calls(x.ndim, z is not None, groups, eps, compute_capability())
+    (y,) = call(x, weight, *((z,) if z is not None else ()))
+    return y
 
 
 def backward(
     x: Array, z: Array | None, weight: Array, groups: int, eps: float, dy: Array
 ) -> tuple[Array, Array | None, Array]:
     """Gradients of x, of the first d columns of z, and of the weight (FP32)."""
-    size = (ELEMENTS, WARPS) if z is None else (GATED_ELEMENTS, GATED_WARPS)
-    rows, tile, meta = _meta(x, z, groups, eps, *size)
-    share = tile * max(math.ceil(rows * groups / (PARTS * tile)), 1)
-    parts = math.ceil(rows / share)
-    dx, dz, partial = jax_triton.triton_call(
-        x,
-        x if z is None else z,
-        weight,
-        dy,
-        kernel=_backward,
-        out_shape=(
-            jax.ShapeDtypeStruct(x.shape, x.dtype),
-            jax.ShapeDtypeStruct((1,) if z is None else x.shape, x.dtype),
-            jax.ShapeDtypeStruct((parts, x.shape[-1]), jnp.float32),
-        ),
-        grid=(parts, groups),
-        SHARE=share,
-        **meta,
+    _, call = _calls(x.ndim, z is not None, groups, eps, compute_capability())
+    if z is None:
+        dx, dweight = call(x, weight, dy)
+        return dx, None, dweight
+    dx, dweight, dz = call(x, weight, z, dy)
+    return dx, dz, dweight
+
+
+@functools.cache
+def _calls(ndim: int, gated: bool, groups: int, eps: float, capability: int) -> tuple[Any, Any]:
+    """Forward and backward as functions of arrays; split over devices by all axes of rows."""
+    rows = "abcdefg"[: ndim - 1] + "."
+    arguments = (rows, ".", *((rows,) if gated else ()))
+
+    def forward(x: Array, weight: Array, *gate: Array) -> tuple[Array, ...]:
+        count, tile, meta = _meta(x, gate, groups, eps, ELEMENTS, WARPS)
+        y = jax_triton.triton_call(
+            *(x, *(gate or (x,)), weight),
+            kernel=_forward,
+            out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            grid=(math.ceil(count / tile), groups),
+            compute_capability=capability,
+            **meta,
+        )
+        return (y,)
+
+    def backward(x: Array, weight: Array, *gate_dy: Array) -> tuple[Array, ...]:
+        *gate, dy = gate_dy
+        size = (GATED_ELEMENTS, GATED_WARPS) if gated else (ELEMENTS, WARPS)
+        count, tile, meta = _meta(x, gate, groups, eps, *size)
+        share = tile * max(math.ceil(count * groups / (PARTS * tile)), 1)
+        parts = math.ceil(count / share)
+        dx, dz, partial = jax_triton.triton_call(
+            *(x, *(gate or (x,)), weight, dy),
+            kernel=_backward,
+            out_shape=(
+                jax.ShapeDtypeStruct(x.shape, x.dtype),
+                jax.ShapeDtypeStruct(x.shape if gated else (1,), x.dtype),
+                jax.ShapeDtypeStruct((parts, x.shape[-1]), jnp.float32),
+            ),
+            grid=(parts, groups),
+            compute_capability=capability,
+            SHARE=share,
+            **meta,
+        )
+        dweight = jnp.sum(partial, axis=0)
+        return (dx, dweight, dz) if gated else (dx, dweight)
+
+    results = (rows, ".", *((rows,) if gated else ()))
+    return (
+        sequential_vmap(splitting(forward, arguments, (rows,))),
+        sequential_vmap(splitting(backward, (*arguments, rows), results, sums=(1,))),
     )
-    return dx, None if z is None else dz, jnp.sum(partial, axis=0)
 
 
 def _meta(
-    x: Array, z: Array | None, groups: int, eps: float, elements: int, warps: int
+    x: Array, gate: Sequence[Array], groups: int, eps: float, elements: int, warps: int
 ) -> tuple[int, int, dict]:
     """(rows, rows of a tile, what both kernels are specialized to)."""
     channels = x.shape[-1]
@@ -170,13 +201,12 @@ def _meta(
     tile = max(elements // block, 1)
     meta = {
         "num_warps": max(warps, block // 512),
-        "compute_capability": compute_capability(),
         "EPS": eps,
         "ROWS": rows,
         "CHANNELS": channels,
         "GROUP": channels // groups,
-        "Z_STRIDE": channels if z is None else z.shape[-1],
-        "GATED": z is not None,
+        "Z_STRIDE": gate[0].shape[-1] if gate else channels,
+        "GATED": bool(gate),
         "TILE": tile,
         "BLOCK": block,
     }

@@ -20,7 +20,19 @@ Implementation = Literal["xla", "triton"]
 
 KERNELS_FROM, KERNELS_BELOW = (8, 0), (10, 0)  # Ampere, Ada and Hopper
 
-_BY_NAME = {"A100": (8, 0), "L4": (8, 9), "L40S": (8, 9), "H100": (9, 0), "H200": (9, 0)}
+_BY_NAME = {
+    "A100": (8, 0),
+    "A10G": (8, 6),
+    "L4": (8, 9),
+    "L40S": (8, 9),
+    "H100": (9, 0),
+    "H200": (9, 0),
+    "GH200": (9, 0),
+    "B200": (10, 0),
+    "GB200": (10, 0),
+    "B300": (10, 3),
+    "GB300": (10, 3),
+}
 
 
 def capability() -> Capability | None:
@@ -29,7 +41,9 @@ def capability() -> Capability | None:
     if target is not None:
         words = re.split(r"[\s\-]+", target.device_kind) if target.platform == "gpu" else []
         return next((_BY_NAME[word] for word in words if word in _BY_NAME), None)
-    if jax.default_backend() != "gpu":
+    chosen = jax.config.jax_default_device  # a person with a GPU may have asked for the CPU
+    cpu = chosen is not None and "cpu" in str(getattr(chosen, "platform", chosen))
+    if cpu or jax.default_backend() != "gpu":
         return None
     text = str(getattr(jax.local_devices()[0], "compute_capability", ""))
     match = re.fullmatch(r"(\d+)\.(\d+)", text)
@@ -66,19 +80,6 @@ def _no_kernels() -> str | None:
     if importlib.util.find_spec("jax_triton") is None:
         return "jax-triton is not installed"
     return None
-
-
-def several_devices() -> str | None:
-    """Why a kernel that knows nothing of sharding should not run; None if it may.
-
-    To the partitioner a kernel is opaque: it would gather the operands on every device. Inside of
-    `jax.shard_map` each device has its own part and runs the kernel on it. A mesh that is not in
-    force (`jax.set_mesh`) cannot be seen here: then a sharded operand is gathered.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
-        return None
-    return f"the mesh has {mesh.size} devices, and only jax.shard_map splits this kernel over them"
 
 
 def compute_capability() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -51,24 +50,6 @@ def test_other_gpus_take_xla(found, monkeypatch):
 def test_a_kernel_that_cannot_run_says_why(call):
     with pytest.raises(ValueError, match="Ampere, Ada and Hopper"):
         call()
-
-
-def test_several_devices():
-    """Outside of shard_map a mesh is an obstacle; inside, each device has its own part."""
-    assert target.several_devices() is None
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    told = []
-
-    def ask(x):
-        told.append(target.several_devices())
-        return x
-
-    with jax.set_mesh(mesh):
-        jax.jit(ask)(X)
-        jax.jit(jax.shard_map(ask, in_specs=jax.P("data"), out_specs=jax.P("data")))(X.repeat(4, 0))
-    outside, inside = told[0], told[-1]
-    assert "4 devices" in outside
-    assert inside is None
 
 
 def test_an_unknown_name():
