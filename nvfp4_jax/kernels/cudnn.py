@@ -16,10 +16,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nvfp4_jax.kernels import native, xla
+from nvfp4_jax.kernels.available import quantizing
 from nvfp4_jax.kernels.blocks import pad_to
 from nvfp4_jax.kernels.native import BLOCK
 from nvfp4_jax.kernels.request import Native, Operand, Request
-from nvfp4_jax.kernels.select import select
 
 ONE_READ = False  # whether two copies asked for together cost less than two
 emulated = native.emulated
@@ -37,7 +37,7 @@ def to_native(
 
 
 def _coded(x: Array, request: Request, dtype: DTypeLike | None) -> Operand:
-    kept = select(None).to_packed(x, request, dtype)
+    kept = quantizing().to_packed(x, request, dtype)
     codes = jnp.moveaxis(xla.codes_of(kept), kept.axis, -1)
     scale = jnp.moveaxis(kept.block_scale, kept.axis, -1)
     rows, length = codes.shape

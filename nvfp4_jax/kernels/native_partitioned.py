@@ -93,9 +93,11 @@ def _operands_rule(copies: tuple[Copy, ...], mesh: Any, arguments: Any, results:
 
 
 def _ragged(shape: tuple[int, ...], copies: tuple[Copy, ...]) -> bool:
-    """Whether a shard would not be whole tiles, or the whole not whole steps."""
+    """Whether an axis is one tile, or shards are not whole tiles, or the whole not whole steps."""
     steps = {2 if copy.axis == "columns" else 1 for copy in copies}
-    return any(shape[axis] % (STEP_K if axis in steps else TILE) for axis in (1, 2))
+    return any(
+        shape[axis] == TILE or shape[axis] % (STEP_K if axis in steps else TILE) for axis in (1, 2)
+    )
 
 
 def _rule(rule: str, sizes: dict[str, int]):
@@ -142,10 +144,16 @@ def product(sizes: tuple[int, int], count: int, dtype: Any, found: Any) -> Calla
 
 
 def _product_rule(sizes: tuple[int, int], count: int, mesh: Any, arguments: Any, results: Any):
-    m, rows = ("(i t)", "i") if sizes[0] % TILE == 0 else ("m", "mt")
-    n, columns = ("(j u)", "j") if sizes[1] % TILE == 0 else ("n", "nt")
-    a, b = f"{m} (p h), {rows} (p d) x0 y0 z0", f"{n} (p h), {columns} (p d) x1 y1 z1"
+    """Axes of one tile or step, which no factor may be, are whole."""
+    steps = ir_shape(arguments[0])[1] // _STEP_SIZES["h"]
+    m, rows = ("m", "mt") if _whole(sizes[0]) else ("(i t)", "i")
+    n, columns = ("n", "nt") if _whole(sizes[1]) else ("(j u)", "j")
+    k, tiles = ("k", "kt") if steps == 1 else ("(p h)", "(p d)")
+    a, b = f"{m} {k}, {rows} {tiles} x0 y0 z0", f"{n} {k}, {columns} {tiles} x1 y1 z1"
     scalars = "".join(f", s{index}" for index in range(count))
-    steps = {"p": ir_shape(arguments[0])[1] // _STEP_SIZES["h"]}
-    rule, factors = _rule(f"{a}, {b}{scalars} -> {m} {n}", _SIZES | _STEP_SIZES | steps)
-    return rule, factors | {"reduction_factors": ("p",)}
+    rule, factors = _rule(f"{a}, {b}{scalars} -> {m} {n}", _SIZES | _STEP_SIZES | {"p": steps})
+    return rule, factors | ({"reduction_factors": ("p",)} if steps > 1 else {})
+
+
+def _whole(size: int) -> bool:
+    return size == TILE or size % TILE != 0

@@ -17,25 +17,22 @@ was named, a quantizer that has no fused kernel runs as `xla`; `fallback` says w
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Iterable
-from functools import cache
 from types import ModuleType
 
 from nvfp4_jax.kernels import native, xla
+from nvfp4_jax.kernels.available import fused, no_blackwell, no_triton, quantizing
 from nvfp4_jax.kernels.capability import capability
 from nvfp4_jax.quantizer import Quantizer, nearest_spelling
 
 IMPLEMENTATIONS = ("xla", "triton", "blackwell", "cudnn")
-TCGEN05 = ((10, 0), (10, 3))  # capabilities with these 4-bit tensor cores
 
 
 def unsupported(implementation: str) -> str | None:
     """Why `implementation` cannot run here, or None if it can."""
     if implementation not in IMPLEMENTATIONS:
         return f"is not known: {nearest_spelling(implementation, IMPLEMENTATIONS)}"
-    obstacles = {"triton": _no_triton, "blackwell": _no_blackwell}
+    obstacles = {"triton": no_triton, "blackwell": no_blackwell}
     return obstacles[implementation]() if implementation in obstacles else None
 
 
@@ -49,11 +46,8 @@ def select(implementation: str | None, quantizers: Iterable[Quantizer] = ()) -> 
     if implementation is not None:
         _check(implementation, quantizers)
     if implementation in (None, "blackwell", "cudnn"):
-        reason = _no_triton()
-        if reason is not None and capability() is not None:
-            _say_once(f"quantizing in plain XLA: triton {reason}")
-        return xla if reason else _fused()
-    return xla if implementation == "xla" else _fused()
+        return quantizing()
+    return xla if implementation == "xla" else fused()
 
 
 def select_native(implementation: str | None) -> ModuleType | None:
@@ -72,10 +66,10 @@ def select_native(implementation: str | None) -> ModuleType | None:
 
 def best() -> tuple[str, str | None]:
     """(the implementation that `None` means here, why it is not a better one)."""
-    reason = _no_blackwell()
+    reason = no_blackwell()
     if reason is None:
         return "blackwell", None
-    slower = _no_triton()
+    slower = no_triton()
     if slower is not None:
         return "xla", f"triton {slower}"
     return "triton", f"blackwell {reason}" if (capability() or (0, 0)) >= (10, 0) else None
@@ -83,7 +77,7 @@ def best() -> tuple[str, str | None]:
 
 def fallback(quantizer: Quantizer) -> str | None:
     """Why this quantizer's matrices run as `xla` where others run fused; None if they do not."""
-    return _fused().unsupported(quantizer, (16, 16), -1) if _no_triton() is None else None
+    return fused().unsupported(quantizer, (16, 16), -1) if no_triton() is None else None
 
 
 def _check(implementation: str, quantizers: Iterable[Quantizer]) -> None:
@@ -95,38 +89,3 @@ def _check(implementation: str, quantizers: Iterable[Quantizer]) -> None:
             f"implementation = {implementation!r}: {reasons[0]}; leave implementation out, and "
             "such quantizers run by another"
         )
-
-
-def _no_triton() -> str | None:
-    found = capability()
-    if found is None:
-        return "needs an NVIDIA GPU, and JAX sees none"
-    if not (8, 0) <= found < (11, 0):
-        return f"is for compute capability 8.0 to 10.x, and this GPU has {found[0]}.{found[1]}"
-    if importlib.util.find_spec("jax_triton") is None:
-        return "needs jax-triton; install nvfp4_jax[cuda]"
-    return None
-
-
-def _no_blackwell() -> str | None:
-    found = capability()
-    if found is None:
-        return "needs an NVIDIA Blackwell GPU, and JAX sees none"
-    if found not in TCGEN05:
-        return (
-            f"needs the tcgen05 instructions of compute capability 10.0 or 10.3, and this GPU has "
-            f"{found[0]}.{found[1]}"
-        )
-    return _no_triton()
-
-
-def _fused() -> ModuleType:
-    """Imported when first chosen: it needs Triton, which a laptop may not have."""
-    from nvfp4_jax.kernels import fused
-
-    return fused
-
-
-@cache
-def _say_once(message: str) -> None:
-    logging.getLogger("nvfp4_jax").warning(message)

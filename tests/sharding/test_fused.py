@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec as P
 import nvfp4_jax as nvfp4
 from nvfp4_jax import Quantizer, hadamard
 from nvfp4_jax.kernels import (
+    available,
     capability,
     fused,
     hopper_gemm,
     launch,
     scaled_product,
-    select,
     views,
     xla,
 )
@@ -48,7 +48,7 @@ def on_a_gpu(monkeypatch):
     """As if this machine had an H100, whose kernels are the stand-in."""
     for name in ("amax_bits", "operands", "packed", "unpacked"):
         monkeypatch.setattr(launch, name, getattr(standin, name), raising=False)
-    for module in (capability, views, select):
+    for module in (capability, available, views):
         monkeypatch.setattr(module, "capability", lambda: (9, 0))
 
 

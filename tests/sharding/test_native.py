@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 import nvfp4_jax as nvfp4
 from nvfp4_jax import Quantizer, hadamard
 from nvfp4_jax.kernels import (
+    available,
     blackwell,
     blackwell_gemm,
     blackwell_quantize,
@@ -43,7 +44,7 @@ def on_a_blackwell(monkeypatch):
         monkeypatch.setattr(launch, name, getattr(standin, name))
     monkeypatch.setattr(blackwell_quantize, "native_operands", standin.native_operands)
     monkeypatch.setattr(blackwell_gemm, "block_scaled_matmul", standin.block_scaled_matmul)
-    for module in (capability, views, select, blackwell):
+    for module in (capability, available, select, views, blackwell):
         monkeypatch.setattr(module, "capability", lambda: (10, 0))
 
 
@@ -80,7 +81,7 @@ def arguments(m, k, n):
     return tensor((m, k)), tensor((k, n), jnp.float32), tensor((m, n)) + tensor((m, n))
 
 
-@pytest.mark.parametrize("sizes", [(512, 256, 384), (50, 40, 24)], ids=str)
+@pytest.mark.parametrize("sizes", [(512, 256, 384), (50, 40, 24), (128, 128, 256)], ids=str)
 @pytest.mark.parametrize("residuals", ["bf16", "packed"])
 def test_a_linear_on_codes_is_the_emulated_one(residuals, sizes):
     precision = replace(PAPER, residuals=residuals)
