@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from nvfp4_jax.compiled.flow import Value
 from nvfp4_jax.compiled.hlo import ArrayType, Instruction, Program
 from nvfp4_jax.compiled.kernels import is_mosaic, triton_kernel
+from nvfp4_jax.compiled.merged import layers_of
 from nvfp4_jax.compiled.triton_ir import multiplies
 from nvfp4_jax.scopes import Place, place_of
 
@@ -41,6 +42,7 @@ class Product:
     Attributes:
       instruction: what it is in the program.
       place: its layer and GEMM; None for one that no recipe governs (attention, the SSM).
+      layers: those it serves; several in a loop over blocks, and where XLA merged products.
       executor: what multiplies, from the table above.
       native: whether it takes 4-bit codes and block scales.
       operands: for each of the two, the arrays it consists of: one, or codes and scales.
@@ -50,6 +52,7 @@ class Product:
 
     instruction: Instruction
     place: Place | None
+    layers: tuple[str, ...]
     executor: str
     native: bool
     operands: tuple[tuple[Value, ...], tuple[Value, ...]]
@@ -68,13 +71,18 @@ def _product(program: Program, i: Instruction) -> Product | None:
     runs = program.runs.get(i.computation, 0)
     if executor is None or not runs:
         return None
-    flops = _flops(program, i, executor)
+    flops, operands, place = (
+        _flops(program, i, executor),
+        _operands(i, executor),
+        place_of(i.op_name),
+    )
     return Product(
         instruction=i,
-        place=place_of(i.op_name),
+        place=place,
+        layers=layers_of(program, place, (arrays[0] for arrays in operands)),
         executor=executor,
         native=executor in NATIVE,
-        operands=_operands(i, executor),
+        operands=operands,
         flops=None if flops is None else flops * runs,
         runs=runs,
     )

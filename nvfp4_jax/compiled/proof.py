@@ -26,7 +26,6 @@ from nvfp4_jax.compiled.products import Product, products
 from nvfp4_jax.compiled.roundings import Reading, read
 from nvfp4_jax.precision import GEMMS, OPERANDS_OF, LinearPrecision, Operand
 from nvfp4_jax.quantizer import Quantizer
-from nvfp4_jax.scopes import expanded
 
 Table = Sequence[tuple[str, LinearPrecision]]
 _ELEMENTS = {bits: name for name, bits in MANTISSA_BITS.items()}
@@ -145,19 +144,15 @@ def prove(
     layers = {layer for layer, _ in table}
     loops = program.loops_of_unknown_length()
     more = [f"{len(loops)} loops of unknown length are counted once"] if loops else []
-    others = _others([p for p in every if not _layers(p) & layers])
+    others = _others([p for p in every if not layers.intersection(p.layers)])
     return Proof(device, implementation, tuple(found), others, (*notes, *more))
-
-
-def _layers(product: Product) -> set[str]:
-    return set(expanded(product.place.layer)) if product.place else set()
 
 
 def _by_place(every: list[Product]) -> dict[tuple[str, str], list[Product]]:
     found: dict[tuple[str, str], list[Product]] = {}
     for product in every:
         if product.place is not None:
-            for layer in expanded(product.place.layer):
+            for layer in product.layers:
                 found.setdefault((layer, product.place.gemm), []).append(product)
     return found
 
@@ -184,7 +179,7 @@ def _judge(
     elif problem is None and emulated is not None and not native and _all_nvfp4(asked):
         reason = emulated.get((precision, gemm)) or "the program multiplies otherwise"
         problem = f"runs on {', '.join(executors)} instead of 4-bit tensor cores: {reason}"
-    flops = [None if p.flops is None else p.flops / len(_layers(p)) for p in found]
+    flops = [None if p.flops is None else p.flops / len(p.layers) for p in found]
     return GemmFound(
         layer,
         gemm,
