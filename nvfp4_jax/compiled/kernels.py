@@ -17,7 +17,9 @@ from typing import NamedTuple
 from nvfp4_jax.compiled.hlo import Instruction
 
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-TRITON_TARGETS = ("triton_kernel_call",)
+_OPAQUE = re.compile(r'\bopaque = "([^"]*)"')  # quotes are escaped as \22
+_ESCAPED = re.compile(rb"\\(\\|[0-9A-F]{2})")
+TRITON_TARGETS = ("triton_kernel_call", "triton_kernel_call_ffi")  # jax-triton 0.3 and 0.4
 MOSAIC_TARGETS = ("mosaic_gpu", "mosaic_gpu_v2")
 
 
@@ -44,12 +46,9 @@ def is_mosaic(call: Instruction) -> bool:
 @lru_cache(maxsize=4096)
 def _decoded(config: str) -> TritonKernel | None:
     """jax-triton's call: {kernel call: {kernel: {name, ..., PTX, Triton IR, ...}}}, compressed."""
-    quoted = _QUOTED.match(config)
-    if quoted is None:
-        return None
-    raw, _ = codecs.escape_decode(quoted[1].encode())  # pyright: ignore[reportAttributeAccessIssue]
+    raw = _payload(config)
     try:
-        message = zlib.decompress(raw)
+        message = zlib.decompress(raw) if raw else b""
     except zlib.error:
         return None
     texts = [text.decode("latin-1") for text in _strings(message, depth=4)]
@@ -57,6 +56,19 @@ def _decoded(config: str) -> TritonKernel | None:
     ptx = [text for text in texts if ".visible .entry" in text]
     ir = [text for text in texts if "tt.func public" in text]
     return TritonKernel(names[0], ptx[0], ir[0]) if names and ptx and ir else None
+
+
+def _payload(config: str) -> bytes | None:
+    """The bytes that a call carries: as a string, or as an attribute of a typed call."""
+    if string := _QUOTED.match(config):
+        raw, _ = codecs.escape_decode(string[1].encode())  # pyright: ignore[reportAttributeAccessIssue]
+        return raw
+    attribute = _OPAQUE.search(config)
+    return attribute and _ESCAPED.sub(_unescaped, attribute[1].encode())
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    return b"\\" if found[1] == b"\\" else bytes.fromhex(found[1].decode())
 
 
 def _strings(message: bytes, depth: int) -> Iterator[bytes]:
