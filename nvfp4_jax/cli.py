@@ -164,7 +164,7 @@ def _explain(options: Explain) -> None:
 
     config = choose_model(options.model)
     recipe = load_recipe(options.recipe)
-    idle = [*options.of_the_step, *(["gpu"] if options.gpu else [])]
+    idle = [*options.of_the_step, *(["gpu"] if options.gpu is not None else [])]
     if idle and not options.compiled:
         raise UsageError(f"--{idle[0]} has no effect without --compiled; add that or leave it out")
     if options.compiled:
@@ -179,6 +179,10 @@ def _explain_compiled(options: Explain, config: Any, recipe: Any) -> None:
     from nvfp4_jax.training.errors import UsageError
     from nvfp4_jax.training.proof import StepShape, prove_step
 
+    if options.gpu is not None:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # nothing runs; a plugin need not find its GPU
     try:
         shape = StepShape(**options.of_the_step)
         proof = prove_step(config, recipe, gpu=options.gpu, shape=shape)

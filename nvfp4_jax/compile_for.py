@@ -14,11 +14,12 @@ and no CUDA toolkit: `nvfp4_jax[compile]` installs it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -123,17 +124,33 @@ def _devices(gpu: Gpu, count: int) -> tuple[Any, ...]:
     if missing := [name for name in _PLUGIN if not _is_installed(name)]:
         raise ValueError(
             f"compiling for {gpu.kind} needs JAX's CUDA plugin, and there is no {missing[0]}; "
-            "install nvfp4_jax[compile] (no GPU, driver or CUDA toolkit is needed)"
+            "install nvfp4_jax[compile], in a checkout -e '.[compile]' (no GPU, driver or CUDA "
+            "toolkit is needed)"
         )
     hosts, rest = divmod(count, gpu.per_host)
     shape = (1, hosts, gpu.per_host) if hosts and not rest else (1, 1, count)
-    topology = topologies.get_topology_desc(
+    describe = partial(
+        topologies.get_topology_desc,
         f"{gpu.name}-{count}",
         platform="cuda",
         target_config=gpu.target_config,
         topology="x".join(map(str, shape)),
     )
-    return tuple(topology.devices)
+    try:
+        return tuple(describe().devices)
+    except NotImplementedError:  # JAX gave its plugin up for want of cuDNN, needed to run alone
+        _register_the_plugin()
+        return tuple(describe().devices)
+
+
+def _register_the_plugin() -> None:
+    """As JAX does at its start, but for a machine that compiles and does not run."""
+    platforms = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        importlib.import_module(_PLUGIN[0]).initialize()
+    finally:
+        jax.config.update("jax_platforms", platforms)
 
 
 def _is_installed(name: str) -> bool:

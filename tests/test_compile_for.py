@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -63,3 +67,13 @@ def test_without_the_plugin_it_says_what_to_install(monkeypatch):
     with pytest.raises(ValueError, match=r"install nvfp4_jax\[compile\]"):
         mesh_of("b200")
     module._devices.cache_clear()
+
+
+def test_where_jax_gives_its_plugin_up():
+    """Without cuDNN or a driver, as on a laptop where nobody says JAX_PLATFORMS=cpu."""
+    code = "from nvfp4_jax.compile_for import mesh_of; print(mesh_of('b200', {'data': 2}).size)"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr

@@ -97,7 +97,7 @@ def _name(run: list[list[GemmFound]]) -> str:
 
 def _shares(proof: Proof) -> str:
     rows = [[name, f"{100 * share:.1f}%"] for name, share in proof.share_by_format().items()]
-    return text_table(["format", "of linear FLOPs"], rows, right=(1,))
+    return text_table(["format", "of executed linear FLOPs"], rows, right=(1,))
 
 
 def _others(proof: Proof) -> str:

@@ -63,16 +63,17 @@ def prove_step(
       shape: of the batch, and how the blocks are run.
 
     Raises:
-      ValueError: no such GPU, or the compiler for it is not installed.
+      ValueError: no such GPU, the compiler for it is not installed, or numbers that are no shape.
       RecipeError: the recipe does not fit the model.
     """
+    _check(shape)
     model, optimizer = abstract_model(config), adamw()
     table = precision_table(recipe.at(0, 1000), model, config.num_blocks)
     program = Program(config, nnx.graphdef(model), shape.remat, scans(shape.scan, config))
     step = make_step(program, table, optimizer, learning_rate_schedule(1e-3, 1000, 10, 0.2))
     state = jax.eval_shape(lambda: initial_state(config, optimizer, 0))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    mesh = mesh_of(gpu) if gpu else make_mesh()
+    mesh = make_mesh() if gpu is None else mesh_of(gpu)
     batch = batch_shapes(mesh, shape.microbatches, shape.batch, shape.length)
     arguments, notes = (state, batch, key), rule_notes(recipe, model, config.num_blocks)
     if gpu is None:
@@ -81,6 +82,16 @@ def prove_step(
     compiled = compile_for(mesh, step, *arguments, donate_argnums=0)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return read_proof(compiled, table, mesh, notes)
+
+
+def _check(shape: StepShape) -> None:
+    for name in ("batch", "length", "microbatches"):
+        if (value := getattr(shape, name)) < 1:
+            raise ValueError(f"--{name} {value}: give a whole number of at least 1")
+    if shape.batch % shape.microbatches:
+        raise ValueError(
+            f"--microbatches {shape.microbatches} does not divide --batch {shape.batch}"
+        )
 
 
 def read_proof(

@@ -75,6 +75,13 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "explain-recipe": ("explain --recipe mxfp5", ("mxfp5", "did you mean 'mxfp4'?")),
     "explain-gpu": ("explain --compiled --gpu b100", ("no GPU is called 'b100'", "'b200'")),
     "explain-gpu-alone": ("explain --gpu b200", ("--gpu has no effect without --compiled",)),
+    "explain-gpu-empty": ("explain --compiled --gpu=", ("no GPU is called ''",)),
+    "explain-batch": ("explain --compiled --batch 0", ("--batch 0", "at least 1")),
+    "explain-length": ("explain --compiled --length -3", ("--length -3", "at least 1")),
+    "explain-microbatches": (
+        "explain --compiled --batch 7 --microbatches 2",
+        ("--microbatches 2 does not divide --batch 7",),
+    ),
     "explain-remat-alone": ("explain --remat block", ("--remat", "--compiled")),
     "explain-flag": ("explain --jsn", ("--jsn", "--json")),
     "explain-negative": ("explain --no-json", ("--no-json", "--json")),
