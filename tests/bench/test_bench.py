@@ -129,8 +129,9 @@ def test_a_kernel_alone_makes_what_the_definition_makes(name):
     assert (amax.shape, amax.dtype) == ((len(case.copies),), jnp.int32)
     made = jax.eval_shape(partial(launches.kernel, case), x, amax)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    whole = quantizers._packed if case.kind == "pack" else quantizers._operands
-    wanted = jax.tree.leaves(jax.eval_shape(partial(whole, xla, case), x, key))
+    packed = partial(quantizers._packed, xla, case)
+    operands = partial(quantizers._operands, xla.to_operands, case)
+    wanted = jax.tree.leaves(jax.eval_shape(packed if case.kind == "pack" else operands, x, key))
     arrays = [(one.shape, one.dtype) for one in wanted if one.ndim]  # not the tensor scale
     assert [(one.shape[1:], one.dtype) for one in made] == arrays
 
