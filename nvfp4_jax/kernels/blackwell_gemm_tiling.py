@@ -14,9 +14,7 @@ from typing import Any
 
 BLOCK = 16  # elements that share a scale
 LANES = 128  # rows of an output tile of one CTA, and of a tile of scales
-STEP_K = (
-    256  # elements along k of a stage: rows of 128 bytes, the widest that shared memory swizzles
-)
+STEP_K = 256  # elements along k of a stage: rows of 128 bytes, the widest swizzle there is
 SCALES_K = 64  # elements along k of a 512-byte tile of scales: 128 rows x 4 blocks
 INSTRUCTION_K = 64  # elements along k that one instruction contracts
 TMEM_COLUMNS = 512
