@@ -16,6 +16,8 @@ never been executed.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,9 +32,10 @@ from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     tiling_for,
     up_to,
 )
+from nvfp4_jax.kernels.capability import multiprocessors
 
 CAPABILITIES = ((10, 0), (10, 3))  # sm_100a and sm_103a
-_SM_COUNT = 148  # of a B200, where no device tells
+_sm_count = partial(multiprocessors, otherwise=148)  # of a B200, where no device tells
 
 
 def block_scaled_matmul(
@@ -120,12 +123,3 @@ def _pad(array: Array, rows: int, columns: int) -> Array:
         return array
     rest = [(0, 0)] * (array.ndim - 2)
     return jnp.pad(array, [(0, rows), (0, columns), *rest])
-
-
-def _sm_count() -> int:
-    """Streaming multiprocessors of the GPU this is traced for, or compiled for elsewhere."""
-    target = jax.sharding.get_abstract_mesh().abstract_device
-    if target is not None and target.num_cores:
-        return target.num_cores
-    device = jax.local_devices()[0]
-    return device.core_count if device.platform == "gpu" else _SM_COUNT

@@ -23,11 +23,12 @@ from jax import lax
 from jaxtyping import Array, UInt8
 
 from nvfp4_jax import packing
+from nvfp4_jax.kernels.blackwell_gemm_tiling import STEP_K
 
 BLOCK = 16
 SCALE_ROWS, SCALE_BLOCKS = 128, 4  # of a tile of scales
 SCALE_LENGTH = BLOCK * SCALE_BLOCKS  # elements along the contraction that a tile of scales is for
-K_MULTIPLE = 256
+K_MULTIPLE = STEP_K
 
 
 def padded_contraction(length: int, multiple: int = K_MULTIPLE) -> int:

@@ -43,6 +43,15 @@ def capability() -> Capability | None:
     return _parsed(str(getattr(jax.local_devices()[0], "compute_capability", "")))
 
 
+def multiprocessors(otherwise: int) -> int:
+    """How many the GPU in view has; `otherwise` where no device tells."""
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    if target is not None and target.num_cores:
+        return target.num_cores
+    device = jax.local_devices()[0]
+    return device.core_count if device.platform == "gpu" else otherwise
+
+
 def _told_to_use_a_cpu() -> bool:
     """Whether `jax.default_device` says so on a machine that has a GPU."""
     chosen = jax.config.jax_default_device

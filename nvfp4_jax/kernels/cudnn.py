@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from nvfp4_jax.kernels import native, xla
 from nvfp4_jax.kernels.available import quantizing
 from nvfp4_jax.kernels.blocks import pad_to
-from nvfp4_jax.kernels.native import BLOCK
 from nvfp4_jax.kernels.request import Native, Operand, Request
+from nvfp4_jax.kernels.tiles import BLOCK
 
 ONE_READ = False  # whether two copies asked for together cost less than two
 emulated = native.emulated

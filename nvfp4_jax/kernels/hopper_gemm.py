@@ -17,16 +17,20 @@ The kernel is compiled by Mosaic GPU (`jax.experimental.pallas.mosaic_gpu`).
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nvfp4_jax.kernels.capability import multiprocessors
 from nvfp4_jax.kernels.hopper_gemm_tiling import WORTH_A_PASS, Problem, tiling_for, wasted_terms
 
 _HOPPER = (9, 0)
 _UNIT = 32  # bf16 elements of the shortest rows in shared memory, 64 bytes
 _WIDEST_STORE = 64  # columns that one store covers, at most
-_SM_COUNT = 132  # of an H100 or H200 (SXM), where no device tells
+# An H100's or H200's (SXM), where no device tells.
+_sm_count = partial(multiprocessors, otherwise=132)
 
 
 def scaled_matmul(
@@ -108,12 +112,3 @@ def _problem(
 ) -> Problem:
     m, n, k = a_shape[1 - contract_a], b_shape[1 - contract_b], a_shape[contract_a]
     return Problem(m, n, k, contract_a, contract_b, jnp.dtype(dtype))
-
-
-def _sm_count() -> int:
-    """Streaming multiprocessors of the GPU this is traced for, or compiled for elsewhere."""
-    target = jax.sharding.get_abstract_mesh().abstract_device
-    if target is not None and target.num_cores:
-        return target.num_cores
-    device = jax.local_devices()[0]
-    return device.core_count if device.platform == "gpu" else _SM_COUNT

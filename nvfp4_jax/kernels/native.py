@@ -7,9 +7,8 @@ format or a batch axis, and the product is emulated as on any other GPU.
 
 from __future__ import annotations
 
+from nvfp4_jax.kernels.tiles import BLOCK
 from nvfp4_jax.quantizer import Quantizer
-
-BLOCK = 16
 
 
 def emulated(first: Quantizer | None, second: Quantizer | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nvfp4_jax.training.errors import UsageError
 
@@ -97,25 +97,31 @@ class TrainConfig:
     def check(self) -> None:
         """Raise a `UsageError` for the first choice that cannot be honoured."""
         for name in ("steps", "batch", "length", "microbatches", "save_every", "keep"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         for name in ("eval_every", "eval_batches", "max_skipped"):
-            _at_least(self, name, 1)
-        _at_least(self, "warmup_steps", 0)
+            at_least(self, name, 1)
+        at_least(self, "warmup_steps", 0)
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"--seed {self.seed}: give a number from 0 to 2^32 - 1")
         if not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"--learning-rate {self.learning_rate}: give a positive number")
         if not 0 <= self.decay_fraction <= 1:
             raise UsageError(f"--decay-fraction {self.decay_fraction}: give a share from 0 to 1")
-        if self.batch % self.microbatches:
-            raise UsageError(
-                f"--microbatches {self.microbatches} does not divide --batch {self.batch}"
-            )
+        check_microbatches(self)
         _check_schedule(self)
         _check_workdir(self.workdir)
 
 
-def _at_least(config: TrainConfig, name: str, least: int) -> None:
+def check_microbatches(shape: Any) -> None:
+    """Raise a `UsageError` for `microbatches` that do not divide `batch`."""
+    if shape.batch % shape.microbatches:
+        raise UsageError(
+            f"--microbatches {shape.microbatches} does not divide --batch {shape.batch}"
+        )
+
+
+def at_least(config: Any, name: str, least: int) -> None:
+    """Raise a `UsageError` for a number that is too small; `config` has it by its name."""
     value = getattr(config, name)
     if value < least:
         flag = name.removesuffix("_steps").replace("_", "-")

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from nvfp4_jax import models
 from nvfp4_jax.compile_for import compile_for, mesh_of
@@ -27,11 +27,12 @@ from nvfp4_jax.operands import emulated
 from nvfp4_jax.precision import GEMMS
 from nvfp4_jax.recipe import Recipe
 from nvfp4_jax.training.binding import Table, precision_table
+from nvfp4_jax.training.config import at_least, check_microbatches
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.files import write_atomically
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
 from nvfp4_jax.training.prepare import Phase, Run, scans
-from nvfp4_jax.training.sharding import AXES, make_mesh
+from nvfp4_jax.training.sharding import make_mesh, sharding
 from nvfp4_jax.training.state import abstract_model, initial_state
 from nvfp4_jax.training.step import Program, make_step
 from nvfp4_jax.training.workdir import make_folder
@@ -86,12 +87,8 @@ def prove_step(
 
 def _check(shape: StepShape) -> None:
     for name in ("batch", "length", "microbatches"):
-        if (value := getattr(shape, name)) < 1:
-            raise ValueError(f"--{name} {value}: give a whole number of at least 1")
-    if shape.batch % shape.microbatches:
-        raise ValueError(
-            f"--microbatches {shape.microbatches} does not divide --batch {shape.batch}"
-        )
+        at_least(shape, name, 1)
+    check_microbatches(shape)
 
 
 def read_proof(
@@ -115,8 +112,7 @@ def batch_shapes(
     mesh: Mesh, microbatches: int, batch: int, length: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """A step's batch as shapes: (microbatches, rows, length), laid out as training does."""
-    names = ("microbatch", "batch", "length")
-    layout = NamedSharding(mesh, PartitionSpec(*(AXES[name] for name in names)))
+    layout = sharding(mesh, "microbatch", "batch", "length")
     shape = (microbatches, batch // microbatches, length)
     dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "segment_ids": jnp.int32, "mask": bool}
     return {

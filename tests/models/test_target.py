@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import pytest
 
+from nvfp4_jax.kernels import capability
 from nvfp4_jax.models import target
 from nvfp4_jax.models.attention import attend
 from nvfp4_jax.models.conv import conv_silu
@@ -21,6 +22,11 @@ def test_plain_xla_on_a_cpu():
     assert target.capability() is None
     assert target.choose(None, unexpected) == "xla"
     assert target.choose("xla", unexpected) == "xla"
+
+
+def test_the_models_know_the_gpus_that_the_kernels_know():
+    """Two tables, since models import nothing of the library; they must not part."""
+    assert target._BY_NAME == capability._KNOWN
 
 
 @pytest.mark.parametrize("found", [(8, 0), (8, 9), (9, 0)])
