@@ -23,7 +23,7 @@ from nvfp4_jax.bench.step import check, length_of
 from nvfp4_jax.dot_general import make_dot_general
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.recipe import load_recipe
-from nvfp4_jax.training.bench_step import BASELINE, StepFigures, bench_step
+from nvfp4_jax.training.bench_step import BASELINE, StepFigures, bench_step, risen
 
 COLUMNS = (
     Column("recipe", "recipe"),
@@ -52,23 +52,16 @@ def measure(options: Memory, say: Callable[[str], None]) -> Section:
         length=length,
         rounds=1,
         remat=options.remat,
+        scan=options.scan,
         say=say,
     )
     peaks = risen(figures)
     baseline = next(one for one in figures if one.recipe == BASELINE)
     rows = [_row(one, baseline, peaks.get(one.recipe), peaks.get(BASELINE)) for one in figures]
     title = f"Memory of a training step: {model}, {batch} x {length} tokens, remat {options.remat}"
-    facts = {"model": model, "batch": batch, "length": length, "remat": options.remat}
+    facts = {"model": model, "batch": batch, "length": length}
+    facts |= {"remat": options.remat, "scan": options.scan}
     return Section("memory", title, COLUMNS, rows, facts)
-
-
-def risen(figures: list[StepFigures]) -> dict[str, int]:
-    """The device's peaks that are the step's own: those above every smaller step's."""
-    peaks: dict[str, int] = {}
-    for one in sorted(figures, key=lambda one: one.planned_bytes):
-        if one.device_peak_bytes and one.device_peak_bytes > max(peaks.values(), default=0):
-            peaks[one.recipe] = one.device_peak_bytes
-    return peaks
 
 
 def bits_per_saved_element(precision: LinearPrecision, features: int = 256) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Remat = Literal["none", "linear_inputs", "block"]
+Scan = Literal["auto", "on", "off"]
 Part = Literal["all", "fprop", "dgrad", "wgrad"]
 PARTS: tuple[Part, ...] = ("all", "fprop", "dgrad", "wgrad")
 
@@ -71,6 +72,7 @@ class Memory:
       length: Tokens a row; 4096 on a GPU and 256 on a CPU if left out.
       recipe: Recipes to compare with bf16.
       remat: What to keep for the backward pass, as in training.
+      scan: Whether to trace repeated blocks once, as in training.
       json: File to write the figures to, besides the table.
     """
 
@@ -79,6 +81,7 @@ class Memory:
     length: int | None = None
     recipe: tuple[str, ...] = ("nvfp4-packed",)
     remat: Remat = "linear_inputs"
+    scan: Scan = "auto"
     json: Path | None = None
 
 
@@ -106,7 +109,7 @@ class Step:
     documents: int = 2
     recipe: tuple[str, ...] = ("nvfp4",)
     remat: Remat = "none"
-    scan: Literal["auto", "on", "off"] = "auto"
+    scan: Scan = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

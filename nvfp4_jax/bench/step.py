@@ -16,7 +16,7 @@ from nvfp4_jax.bench.options import Memory, Step
 from nvfp4_jax.bench.report import Column, Row, Section
 from nvfp4_jax.bench.spelling import at_least_one
 from nvfp4_jax.recipe import load_recipe
-from nvfp4_jax.training.bench_step import StepFigures, bench_step
+from nvfp4_jax.training.bench_step import StepFigures, bench_step, risen
 from nvfp4_jax.training.model_choice import choose_model
 
 ON_A_GPU, ON_A_CPU = ("150m", "1b"), ("tiny",)
@@ -83,10 +83,11 @@ def _rows(model: str, options: Step, say: Callable[[str], None]) -> list[Row]:
         scan=options.scan,
         say=say,
     )
-    return [_row(model, f"{options.batch}x{length}", one) for one in figures]
+    size, peaks = f"{options.batch}x{length}", risen(figures)
+    return [_row(model, size, one, peaks.get(one.recipe)) for one in figures]
 
 
-def _row(model: str, size: str, figures: StepFigures) -> Row:
+def _row(model: str, size: str, figures: StepFigures, peak: int | None) -> Row:
     return {
         "model": model,
         "size": size,
@@ -99,4 +100,5 @@ def _row(model: str, size: str, figures: StepFigures) -> Row:
         "model_flops_utilization": figures.mfu,
         "compile_seconds": figures.compile_seconds,
         "planned_bytes": figures.planned_bytes,
+        "device_peak_bytes": peak,
     }

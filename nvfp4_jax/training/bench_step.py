@@ -109,6 +109,15 @@ def bench_step(
     return _figures(config, compiled, seconds, peaks, batch * length, length)
 
 
+def risen(figures: list[StepFigures]) -> dict[str, int]:
+    """The device's peaks that are the step's own: those above every smaller step's."""
+    peaks: dict[str, int] = {}
+    for one in sorted(figures, key=lambda one: one.planned_bytes):
+        if one.device_peak_bytes and one.device_peak_bytes > max(peaks.values(), default=0):
+            peaks[one.recipe] = one.device_peak_bytes
+    return peaks
+
+
 def random_batch(rows: int, length: int, vocabulary: int, documents: int) -> Arrays:
     """One microbatch of random tokens, every row cut into documents of equal length."""
     shape = (1, rows, length)

@@ -16,11 +16,11 @@ import pytest
 from nvfp4_jax.bench import launches, quantizers
 from nvfp4_jax.bench.cases import CASES
 from nvfp4_jax.bench.linear import bytes_moved, chosen_precision
-from nvfp4_jax.bench.memory import bits_per_saved_element, risen
+from nvfp4_jax.bench.memory import bits_per_saved_element
 from nvfp4_jax.cli import main
 from nvfp4_jax.kernels import xla
 from nvfp4_jax.recipe import load_recipe
-from nvfp4_jax.training.bench_step import StepFigures
+from nvfp4_jax.training.bench_step import StepFigures, risen
 
 from ..training import micro
 
