@@ -16,8 +16,8 @@ import msgspec
 
 from nvfp4_jax import models
 from nvfp4_jax.quantizer import nearest_spelling
-from nvfp4_jax.training.data import VOCABULARY
 from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.stream import VOCABULARY
 
 
 def choose_model(name: str) -> models.HybridConfig:
