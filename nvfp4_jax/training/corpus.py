@@ -21,6 +21,8 @@ from pathlib import Path
 
 from nvfp4_jax.keys import layer_hash
 from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.manifest import is_prepared
+from nvfp4_jax.training.prepared import PreparedCorpus, load_prepared
 
 HELD_OUT_ONE_IN = 20
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -50,6 +52,9 @@ class Corpus:
     held_out: tuple[Document, ...]
     skipped: tuple[str, ...] = ()
 
+    vocabulary = 256  # a byte is a token
+    bytes_per_token = 1.0
+
     @property
     def digests(self) -> dict[str, str]:
         """Path -> the start of the SHA-256 of its bytes, for both halves."""
@@ -60,14 +65,29 @@ class Corpus:
         """One word for all of it: equal exactly when the paths and their bytes are."""
         return _digest(repr(sorted(self.digests.items())).encode())
 
+    def describe(self) -> str:
+        """A line about it."""
+        skipped = f", {len(self.skipped)} that are not UTF-8 text left out" if self.skipped else ""
+        return (
+            f"{self.name}: {len(self.train)} files to train on, {len(self.held_out)} held out"
+            f"{skipped}"
+        )
 
-def load_corpus(folder: str | Path | None = None) -> Corpus:
-    """The corpus of a folder of text files, or the standard library's source for None.
+
+AnyCorpus = Corpus | PreparedCorpus
+
+
+def load_corpus(folder: str | Path | None = None) -> AnyCorpus:
+    """The corpus of a folder, of text files or prepared; the standard library's source for None.
 
     Raises:
-      UsageError: the folder is missing, empty, without text, or holds a file that cannot be read.
+      UsageError: the folder is missing, empty, without text, holds a file that cannot be read, or
+        is prepared and not whole.
     """
-    return _standard_library() if folder is None else _folder(Path(folder))
+    if folder is None:
+        return _standard_library()
+    root = Path(folder)
+    return load_prepared(root) if is_prepared(root) else _folder(root)
 
 
 def describe_change(before: dict[str, str], after: dict[str, str]) -> str:

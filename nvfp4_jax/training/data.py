@@ -110,6 +110,20 @@ def held_out_batches(
     return [cast(Batch, batches[i]) for i in range(min(count, len(batches)))]
 
 
+def bytes_per_target(
+    text: Stream | Sequence[Document], *, batch: int, length: int, count: int
+) -> float:
+    """How many bytes of text a target of `held_out_batches` stands for, on average over them all.
+
+    It turns nats a token into bits a byte exactly, for just the batches of an evaluation.
+    """
+    table, size, targets = as_stream(text).token_bytes, 0, 0
+    for held_out in held_out_batches(text, batch=batch, length=length, count=count):
+        size += int(table[held_out["targets"][held_out["mask"]]].sum(dtype=np.int64))
+        targets += int(held_out["mask"].sum())
+    return size / max(targets, 1)
+
+
 def _batches(
     windows: grain.MapDataset[Batch], batch: int, rows: Rows | None
 ) -> grain.MapDataset[Batch]:

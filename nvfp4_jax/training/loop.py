@@ -11,7 +11,6 @@ step that went bad must stop the run, not be found out later.
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import time
 
@@ -20,11 +19,17 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 from rich.console import Console
 
+from nvfp4_jax.training.bits import bits_per_byte
 from nvfp4_jax.training import checkpoint
 from nvfp4_jax.training.compilation import compilation_cache
 from nvfp4_jax.training.config import TrainConfig
-from nvfp4_jax.training.corpus import Corpus
-from nvfp4_jax.training.data import Batch, held_out_batches, training_batches
+from nvfp4_jax.training.corpus import AnyCorpus
+from nvfp4_jax.training.data import (
+    Batch,
+    bytes_per_target,
+    held_out_batches,
+    training_batches,
+)
 from nvfp4_jax.training.engine import Engine
 from nvfp4_jax.training.errors import Diverged, UsageError
 from nvfp4_jax.training.interrupt import StopRequest, stop_requests
@@ -51,7 +56,7 @@ PLOT_EVERY_SECONDS = 60
 
 
 def train(
-    config: TrainConfig, console: Console | None = None, corpus: Corpus | None = None
+    config: TrainConfig, console: Console | None = None, corpus: AnyCorpus | None = None
 ) -> Summary:
     """Train as `config` says, continuing what its workdir holds.
 
@@ -110,6 +115,9 @@ class _Loop:
         self.data = _data_at(run, position)
         self.position = self.data.get_state()
         self.saved = self.done if position else -1
+        self.bytes_per_target = bytes_per_target(
+            run.corpus.held_out, batch=config.batch, length=config.length, count=config.eval_batches
+        )
         self.engine = engine
         self.plotted = time.monotonic()
         self.first = self.done + 1  # these steps compile before they run
@@ -123,23 +131,39 @@ class _Loop:
         )
         self.stop: StopRequest = stack.enter_context(stop_requests())
         self.report = stack.enter_context(
-            Reporter(console, run.recipe.name, config.steps, self.done, config.tokens_per_step)
+            Reporter(
+                console,
+                run.recipe.name,
+                config.steps,
+                self.done,
+                config.tokens_per_step,
+                run.corpus.bytes_per_token,
+            )
         )
 
     def run_to_end(self) -> signal.Signals | None:
         """Take every step that is left; returns the signal that ended it early, if one did."""
-        batch = next(self.data)
+        batch = self.read()
+            if isinstance(batch, UsageError):
+                raise batch
         while self.done < self.run.config.steps and not self.stop.signal:
             batch = self.step(batch)
             self.at_boundary()
         return self.stop.signal if self.done < self.run.config.steps else None
 
-    def step(self, batch: Batch) -> Batch:
+    def read(self) -> Batch | UsageError:
+        """The next batch, or why there is none: to be raised at a boundary, with nothing lost."""
+        try:
+            return next(self.data)
+        except UsageError as error:
+            return error
+
+    def step(self, batch: Batch) -> Batch | UsageError:
         """One step on `batch`, its line in the log; returns the next batch."""
         began = time.monotonic()
         self.state, pending = self.engine.step(self.state, self.done, batch)
         self.position = self.data.get_state()
-        following = next(self.data)  # read while the device works
+        following = self.read()  # while the device works
         measured: Measured = jax.device_get(pending)
         self.done += 1
         self.log(measured, time.monotonic() - began)
@@ -180,7 +204,7 @@ class _Loop:
     def evaluate(self) -> None:
         """Write and show the loss on the held-out files."""
         loss, targets = self.engine.evaluate(self.state, self.done - 1)
-        bits = loss / math.log(2)
+        bits = bits_per_byte(loss, self.bytes_per_target)
         self.evaluations.write(step=self.done, loss=loss, bits_per_byte=bits, targets=targets)
         self.report.say(f"step {self.done}: held out {bits:.4f} bits/byte")
 
@@ -229,13 +253,10 @@ def _held_out(run: Run) -> list[Batch]:
 def _announce(run: Run, state: TrainState, console: Console) -> None:
     """Say what is about to be trained, on what, and how."""
     quantized = sum(p.quantized for _, p in run.phases[0].table)
-    skipped = len(run.corpus.skipped)
     lines = [
         f"{run.config.model}: {parameter_count(state):,} parameters, "
         f"{quantized} of {len(run.phases[0].table)} linear layers quantized by {run.recipe.name}",
-        f"{run.corpus.name}: {len(run.corpus.train)} files to train on, "
-        f"{len(run.corpus.held_out)} held out"
-        + (f", {skipped} that are not UTF-8 text left out" if skipped else ""),
+        run.corpus.describe(),
     ]
     unused = len(jax.devices()) - run.mesh.size
     device = run.mesh.devices.flat[0].device_kind

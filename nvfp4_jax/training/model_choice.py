@@ -16,8 +16,8 @@ import msgspec
 
 from nvfp4_jax import models
 from nvfp4_jax.quantizer import nearest_spelling
+from nvfp4_jax.training.corpus import AnyCorpus
 from nvfp4_jax.training.errors import UsageError
-from nvfp4_jax.training.stream import VOCABULARY
 
 
 def choose_model(name: str) -> models.HybridConfig:
@@ -40,12 +40,12 @@ def choose_model(name: str) -> models.HybridConfig:
         raise UsageError(f"--model {name}: {error}") from None
 
 
-def check_vocabulary(config: models.HybridConfig, name: str) -> None:
-    """Raise a `UsageError` when the model cannot hold the tokens of the byte tokenizer."""
-    if config.vocabulary < VOCABULARY:
+def check_vocabulary(config: models.HybridConfig, name: str, corpus: AnyCorpus) -> None:
+    """Raise a `UsageError` when the model has fewer tokens than the text."""
+    if config.vocabulary < corpus.vocabulary:
         raise UsageError(
-            f"--model {name}: vocabulary = {config.vocabulary}, but tokens are bytes; "
-            f"give it at least {VOCABULARY}"
+            f"--model {name}: vocabulary = {config.vocabulary}, but the tokens of {corpus.name} "
+            f"are {corpus.vocabulary}; give it at least that many"
         )
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nvfp4_jax.training.bits import bits_per_byte, read_bytes_per_token
 from nvfp4_jax.training.files import temporary_path
 from nvfp4_jax.training.metrics import read_lines
 
@@ -41,12 +42,12 @@ class Curve:
 
 def read_curve(workdir: Path, label: str) -> Curve:
     """The logs of a run as a curve; the loss of a skipped step, null, is NaN."""
-    steps = read_lines(workdir / "metrics.jsonl")
+    steps, size = read_lines(workdir / "metrics.jsonl"), read_bytes_per_token(workdir)
     held = read_lines(workdir / "evaluation.jsonl")
     return Curve(
         label,
         np.array([line["step"] for line in steps]),
-        np.array([line["loss"] for line in steps], dtype=float) / math.log(2),
+        bits_per_byte(np.array([line["loss"] for line in steps], dtype=float), size),
         np.array([line["step"] for line in held]),
         np.array([line["bits_per_byte"] for line in held], dtype=float),
     )

@@ -18,7 +18,7 @@ from nvfp4_jax import models
 from nvfp4_jax.recipe import Recipe, load_recipe
 from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.config import TrainConfig
-from nvfp4_jax.training.corpus import Corpus, load_corpus
+from nvfp4_jax.training.corpus import AnyCorpus, load_corpus
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.model_choice import check_vocabulary, choose_model, describe_model
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
@@ -50,7 +50,7 @@ class Run:
 
     config: TrainConfig
     recipe: Recipe
-    corpus: Corpus
+    corpus: AnyCorpus
     program: Program
     model: nnx.Module
     phases: tuple[Phase, ...]
@@ -67,7 +67,11 @@ class Run:
         return {
             "model": describe_model(self.program.config),
             "training": self.config.decisive(),
-            "corpus": {"name": self.corpus.name, "fingerprint": self.corpus.fingerprint},
+            "corpus": {
+                "name": self.corpus.name,
+                "fingerprint": self.corpus.fingerprint,
+                "bytes_per_token": self.corpus.bytes_per_token,
+            },
             "recipe": {
                 "name": self.recipe.name,
                 "digest": self.recipe.digest,
@@ -77,7 +81,7 @@ class Run:
         }
 
 
-def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Run:
+def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
     """Check every choice and gather what the run needs.
 
     Args:
@@ -90,15 +94,16 @@ def prepare(config: TrainConfig, corpus: Corpus | None = None) -> Run:
     """
     config.check()
     model_config = choose_model(config.model)
-    check_vocabulary(model_config, config.model)
     recipe = load_recipe(config.recipe)
     model = abstract_model(model_config)
     phases = find_phases(recipe, model, model_config.num_blocks, config.steps)
     _refuse_to_do_nothing(recipe, phases, config)
+    corpus = corpus or load_corpus(config.data)
+    check_vocabulary(model_config, config.model, corpus)
     return Run(
         config=config,
         recipe=recipe,
-        corpus=corpus or load_corpus(config.data),
+        corpus=corpus,
         program=Program(
             model_config,
             nnx.graphdef(model),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from types import TracebackType
 
@@ -18,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from nvfp4_jax.training.bits import bits_per_byte
+
 LINES_A_RUN = 20  # at most, besides the first, where there is no terminal
 SMOOTHING = 0.9
 
@@ -31,10 +32,20 @@ class Reporter:
       steps: length of the run.
       done: steps done before.
       tokens: tokens a step.
+      bytes_per_token: of the text.
     """
 
-    def __init__(self, console: Console, name: str, steps: int, done: int, tokens: int) -> None:
+    def __init__(
+        self,
+        console: Console,
+        name: str,
+        steps: int,
+        done: int,
+        tokens: int,
+        bytes_per_token: float = 1.0,
+    ) -> None:
         self._console, self._steps, self._tokens = console, steps, tokens
+        self._bytes_per_token = bytes_per_token
         self._first = done + 1
         self._seconds: float | None = None
         self._shown = time.monotonic()
@@ -57,7 +68,7 @@ class Reporter:
             before = self._seconds or seconds
             self._seconds = SMOOTHING * before + (1 - SMOOTHING) * seconds
         speed = f"{self._tokens / self._seconds:,.0f}" if self._seconds else "-"
-        bits = f"{loss / math.log(2):.3f}"
+        bits = f"{bits_per_byte(loss, self._bytes_per_token):.3f}"
         left = self._seconds * (self._steps - step) if self._seconds else None
         self._bar.update(
             self._task, completed=step, loss=f"{loss:.3f}", bits=bits, speed=speed, left=left

@@ -27,9 +27,11 @@ class Stream(Protocol):
 
     Attributes:
       separator: the token that opens every document.
+      token_bytes: (vocabulary,) how many bytes of text each token stands for.
     """
 
     separator: int
+    token_bytes: np.ndarray
 
     def __len__(self) -> int:
         """How many tokens, separators included."""
@@ -44,6 +46,7 @@ class ByteStream:
     """Documents in memory, a byte a token."""
 
     separator = SEPARATOR
+    token_bytes = np.ones(VOCABULARY, np.uint8)
 
     def __init__(self, documents: Sequence[Document]) -> None:
         """Lay `documents` end to end; none of them contains the byte 255."""

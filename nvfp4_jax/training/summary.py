@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvfp4_jax.training.bits import bits_per_byte, read_bytes_per_token
 from nvfp4_jax.training.metrics import read_lines
 from nvfp4_jax.training.workdir import EVALUATION, METRICS
 
@@ -23,6 +23,7 @@ class Summary:
       bits_per_byte: on the held-out files, of the last evaluation; None before the first.
       skipped: steps skipped in all.
       seconds: the time this call took.
+      bytes_per_token: of the training text.
       stopped_by: the signal that ended it early, or None.
     """
 
@@ -33,6 +34,7 @@ class Summary:
     bits_per_byte: float | None
     skipped: int
     seconds: float
+    bytes_per_token: float
     stopped_by: signal.Signals | None = None
 
     @property
@@ -45,7 +47,9 @@ class Summary:
             name = self.stopped_by.name
             return f"stopped by {name} and saved at step {self.step}; the same command continues"
         bits = "-" if self.bits_per_byte is None else f"{self.bits_per_byte:.4f}"
-        train = "-" if self.loss is None else f"{self.loss / math.log(2):.4f}"
+        train = (
+            "-" if self.loss is None else f"{bits_per_byte(self.loss, self.bytes_per_token):.4f}"
+        )
         skipped = f", {self.skipped} steps skipped" if self.skipped else ""
         return (
             f"done: {self.step} steps, {self.tokens:,} tokens, {self.seconds:.0f} s; "
@@ -62,5 +66,13 @@ def summarize(
     last = steps[-1] if steps else {"step": 0, "tokens": 0, "loss": None}
     bits = held_out[-1]["bits_per_byte"] if held_out else None
     return Summary(
-        workdir, last["step"], last["tokens"], last["loss"], bits, skipped, seconds, stopped_by
+        workdir,
+        last["step"],
+        last["tokens"],
+        last["loss"],
+        bits,
+        skipped,
+        seconds,
+        read_bytes_per_token(workdir),
+        stopped_by,
     )
