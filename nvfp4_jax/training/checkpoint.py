@@ -2,25 +2,37 @@
 
     WORKDIR/checkpoints/STEP     parameters by path, both moments, counters; and beside them, as
                                  JSON, the position in the data and what run this is: seed, model,
-                                 training choices, corpus fingerprint and the recipe's text
+                                 training choices, corpus fingerprint and the recipe's text; and
+                                 SHA256SUMS, the digest of every file of it
 
-Orbax writes in the background to a temporary folder and renames it, so a checkpoint is whole or
-absent. Parameters are keyed by their path and know nothing of recipes. A checkpoint that cannot
-be read all the same (a full or failing disk) is set aside, and the one before it is used.
+Orbax writes in the background, each process its own shards. When all are done, process 0 adds the
+digests and renames the folder to its step: a checkpoint is whole and sealed, or absent, at
+whatever moment a process is killed. What changed later, by a failing disk or hand, does not agree
+with its digests; it is named and set aside, and the one before it is used.
+
+Parameters are keyed by their path and know nothing of recipes or meshes: `load` lays them out as
+it is told, on any number of devices.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from nvfp4_jax.training.errors import StorageError, reason
+from nvfp4_jax.training.integrity import seal
+from nvfp4_jax.training.retention import Aged, steps_to_delete
 from nvfp4_jax.training.state import TrainState
+
+WRITING, DELETING = ".writing", ".deleting"
 
 
 @dataclass(frozen=True)
@@ -40,53 +52,95 @@ class Found:
     position: dict[str, Any]
 
 
-def open_checkpoints(folder: Path, keep: int) -> ocp.training.Checkpointer:
-    """Where to save: keeps the newest `keep`, and clears what a crash left half written."""
-    return ocp.training.Checkpointer(
-        str(folder.absolute()),
-        # the loop decides when; orbax's policies have another type than its own protocol asks for
-        save_decision_policy=cast(Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)),
-        preservation_policy=cast(Any, ocp.training.preservation_policies.LatestN(keep)),
-        cleanup_tmp_directories=True,
-    )
+class Checkpoints:
+    """Where a run saves; use as a context manager, on every process.
 
+    Args:
+      folder: made if it is missing; cleared of what a killed process left half done.
+      keep: how many of the newest are kept.
+      keep_every: which others are (`retention`).
+    """
 
-def save(
-    checkpointer: ocp.training.Checkpointer,
-    state: TrainState,
-    step: int,
-    *,
-    run: dict[str, Any],
-    position: dict[str, Any],
-) -> None:
-    """Begin to save; returns once the arrays are copied, and writes them in the background."""
-    about: Any = {"run": run, "position": position}
-    checkpointer.save_async(step, state, force=True, custom_metadata=about)
+    def __init__(self, folder: Path, keep: int, keep_every: str | None = None) -> None:
+        self._folder, self._keep, self._keep_every = folder, keep, keep_every
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            _clear(folder)
 
+    def save(
+        self, state: TrainState, step: int, *, run: dict[str, Any], position: dict[str, Any]
+    ) -> None:
+        """Begin to save, once the save before is done; returns when the arrays are copied.
 
-def find(folder: Path) -> Iterator[Found]:
-    """The checkpoints of a folder, the newest first; unreadable ones are set aside."""
-    for path in sorted(_steps(folder), key=lambda path: -int(path.name)):
+        Raises:
+          StorageError: the save before failed.
+        """
+        self.wait()
+        path = (self._folder / f"{step}{WRITING}").absolute()
+        about: Any = {"run": run, "position": position}
+        response = ocp.save_async(str(path), cast(Any, state), custom_metadata=about)
+        self._pending = self._background.submit(self._finish, response, path, step)
+
+    def check(self) -> None:
+        """Raise the `StorageError` of a save in the background that has failed; do not wait."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the last save is done, or raise the `StorageError` it failed by."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _finish(self, response: Any, path: Path, step: int) -> None:
+        """In the background: wait for all processes' arrays, then seal, name and make room."""
         try:
-            about: Any = ocp.checkpointables_metadata(str(path.absolute())).custom_metadata
-            found = Found(path, int(path.name), about["run"], about["position"])
-        except Exception:  # whatever a torn file makes a reader say
-            set_aside(path)
-            continue
-        yield found
+            response.result()
+            if jax.process_index() == 0:
+                seal(path)
+                path.rename(path.with_name(str(step)))
+                _make_room(self._folder, self._keep, self._keep_every)
+        except Exception as error:  # tensorstore raises what it likes for a full disk
+            if jax.process_index() == 0:
+                _clear(self._folder)
+            raise StorageError(self._failure(step, error)) from error
+
+    def _failure(self, step: int, error: Exception) -> str:
+        kept = next(iter(steps(self._folder)), None)
+        last = f"the last whole one is of step {kept}" if kept else "there is none before it"
+        return f"{self._folder / str(step)}: cannot save the checkpoint: {reason(error)}; {last}"
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._background.shutdown()  # waits
+        if kind is None:  # what is being raised already matters more
+            self.wait()
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of a folder's checkpoints, the newest first."""
+    names = (path.name for path in folder.glob("*") if path.is_dir())
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def describe(path: Path) -> Found:
+    """What a checkpoint says of itself."""
+    about: Any = ocp.checkpointables_metadata(str(path.absolute())).custom_metadata
+    return Found(path, int(path.name), about["run"], about["position"])
 
 
 def load(found: Found, abstract: TrainState) -> TrainState:
     """The state of a checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says."""
     return ocp.load(str(found.path.absolute()), cast(Any, abstract))
-
-
-def set_aside(path: Path) -> Path:
-    """Move a checkpoint that cannot be read to `checkpoints-unreadable`, out of everyone's way."""
-    aside = path.parent.with_name("checkpoints-unreadable") / path.name
-    aside.parent.mkdir(exist_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
-    return path.rename(aside)
 
 
 def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
@@ -96,5 +150,20 @@ def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
     )
 
 
-def _steps(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()]
+def _make_room(folder: Path, keep: int, keep_every: str | None) -> None:
+    """Delete what no policy keeps; renamed first, so that half a checkpoint never looks whole."""
+    aged = [_age(folder / str(step)) for step in steps(folder)]
+    for step in steps_to_delete(aged, keep, keep_every):
+        path = folder / str(step)
+        shutil.rmtree(path.rename(path.with_name(f"{step}{DELETING}")))
+
+
+def _age(path: Path) -> Aged:
+    written = ocp.checkpointables_metadata(str(path.absolute())).commit_timestamp_nsecs or 0
+    return Aged(int(path.name), datetime.fromtimestamp(written / 1e9, UTC))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was being written or deleted."""
+    for path in (*folder.glob(f"*{WRITING}*"), *folder.glob(f"*{DELETING}")):
+        shutil.rmtree(path, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,8 @@ class TrainConfig:
       warmup: Steps of linear warm-up; a tenth of the run, at most 100, if left out.
       decay_fraction: Share of the run, at its end, in which the learning rate decays.
       save_every: Steps between checkpoints; there is always one at the end.
-      keep: Checkpoints kept.
+      keep: Newest checkpoints kept.
+      keep_every: Checkpoints kept besides, for good: every so many steps (1000) or hours (6h).
       eval_every: Steps between evaluations on held-out files; there is always one at the end.
       eval_batches: Batches of an evaluation.
       max_skipped: Steps in a row that may be skipped, for a loss or gradient that is not finite,
@@ -50,6 +52,11 @@ class TrainConfig:
       scan: Whether to trace repeated blocks once: faster to compile, slower to run, since what
         each repeat keeps is copied (27 ms of a step's 121 for 150m on an H100). auto: from 24
         blocks on.
+      distributed: How several processes meet, each on its own devices: slurm (under srun), mpi
+        (under mpirun), or HOST:PORT, where process 0 listens.
+      processes: With --distributed HOST:PORT: how many there are.
+      process: With --distributed HOST:PORT: the number of this one, from 0.
+      tensorboard: Write the logs for TensorBoard too, to WORKDIR/tensorboard.
       compilation_cache: Folder for compiled programs; WORKDIR/compilation-cache if left out.
       force_recipe: Continue a run although its recipe has changed.
       allow_fallback: Train although the compiled step does not do what the recipe says; without it
@@ -70,11 +77,16 @@ class TrainConfig:
     decay_fraction: float = 0.2
     save_every: int = 50
     keep: int = 2
+    keep_every: str | None = None
     eval_every: int = 50
     eval_batches: int = 16
     max_skipped: int = 10
     remat: Literal["none", "linear_inputs", "block"] = "none"
     scan: Literal["auto", "on", "off"] = "auto"
+    distributed: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    tensorboard: bool = False
     compilation_cache: Path | None = None
     force_recipe: bool = False
     allow_fallback: bool = False
@@ -108,6 +120,7 @@ class TrainConfig:
         if not 0 <= self.decay_fraction <= 1:
             raise UsageError(f"--decay-fraction {self.decay_fraction}: give a share from 0 to 1")
         check_microbatches(self)
+        _check_keep_every(self)
         _check_schedule(self)
         _check_workdir(self.workdir)
 
@@ -128,6 +141,29 @@ def at_least(config: Any, name: str, least: int) -> None:
         raise UsageError(f"--{flag} {value}: give a whole number of at least {least}")
 
 
+def keep_every_interval(text: str) -> tuple[float, Literal["steps", "hours"]]:
+    """What `--keep-every` says: how many, and of what. Raises a `UsageError` for anything else."""
+    unit = "hours" if text.endswith("h") else "steps"
+    try:
+        count = float(text[:-1]) if unit == "hours" else int(text)
+    except ValueError:
+        count = 0
+    if not 0 < count < float("inf"):
+        raise UsageError(f"--keep-every {text}: give a number of steps (1000) or of hours (6h)")
+    return count, unit
+
+
+def _check_keep_every(config: TrainConfig) -> None:
+    if config.keep_every is None:
+        return
+    count, unit = keep_every_interval(config.keep_every)
+    if unit == "steps" and count % config.save_every:
+        raise UsageError(
+            f"--keep-every {config.keep_every} is no multiple of --save-every {config.save_every}, "
+            "so that no checkpoint would be due for it; give a multiple, or hours (6h)"
+        )
+
+
 def _check_schedule(config: TrainConfig) -> None:
     decay = round(config.decay_fraction * config.steps)
     if config.warmup_steps + decay > config.steps:
@@ -141,3 +177,9 @@ def _check_workdir(workdir: Path) -> None:
     for folder in (workdir, *workdir.absolute().parents):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--workdir {workdir}: {folder} is a file; give a folder")
+        if folder.exists():
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise UsageError(
+                    f"--workdir {workdir}: {folder} cannot be written to (read-only, or another's)"
+                )
+            return

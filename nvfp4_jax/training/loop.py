@@ -16,7 +16,6 @@ import time
 
 import grain
 import jax
-import orbax.checkpoint.experimental.v1 as ocp
 from rich.console import Console
 
 from nvfp4_jax.training.bits import bits_per_byte
@@ -126,8 +125,8 @@ class _Loop:
             stack.enter_context(Lines(workdir / name, through=self.done))
             for name in (METRICS, EVALUATION, TIMINGS)
         )
-        self.checkpoints: ocp.training.Checkpointer = stack.enter_context(
-            checkpoint.open_checkpoints(workdir / "checkpoints", config.keep)
+        self.checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.keep_every)
         )
         self.stop: StopRequest = stack.enter_context(stop_requests())
         self.report = stack.enter_context(
@@ -144,9 +143,9 @@ class _Loop:
     def run_to_end(self) -> signal.Signals | None:
         """Take every step that is left; returns the signal that ended it early, if one did."""
         batch = self.read()
+        while self.done < self.run.config.steps and not self.stop.signal:
             if isinstance(batch, UsageError):
                 raise batch
-        while self.done < self.run.config.steps and not self.stop.signal:
             batch = self.step(batch)
             self.at_boundary()
         return self.stop.signal if self.done < self.run.config.steps else None
@@ -193,6 +192,7 @@ class _Loop:
     def at_boundary(self) -> None:
         """Evaluate, save and draw, where due."""
         config, last = self.run.config, self.done == self.run.config.steps
+        self.checkpoints.check()
         if last or self.done % config.eval_every == 0:
             self.evaluate()
         if self.done % config.save_every == 0:
@@ -212,19 +212,15 @@ class _Loop:
         """Begin to save this boundary, unless it has been saved."""
         if self.saved == self.done:
             return
-        checkpoint.save(
-            self.checkpoints,
-            self.state,
-            self.done,
-            run=self.run.describe(),
-            position=self.position,
+        self.checkpoints.save(
+            self.state, self.done, run=self.run.describe(), position=self.position
         )
         self.saved = self.done
 
     def explain_divergence(self, measured: Measured, batch: Batch) -> str:
         """What to tell when the run stops for steps that went bad."""
         where = self.engine.diagnose(self.state, self.done - 1, batch)
-        kept = max((int(c.step) for c in self.checkpoints.checkpoints), default=None)
+        kept = max(checkpoint.steps(self.run.config.workdir / "checkpoints"), default=None)
         remedy = f"the last checkpoint is of step {kept}" if kept else "there is no checkpoint yet"
         return (
             f"stopped at step {self.done}: {measured.skipped_in_a_row} steps in a row had a loss "

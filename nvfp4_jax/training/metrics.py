@@ -8,11 +8,17 @@ fields only; what a clock says goes to a file of its own.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import json
 import math
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from nvfp4_jax.training.files import storing
 
 
 class Lines:
@@ -24,12 +30,21 @@ class Lines:
     """
 
     def __init__(self, path: Path, through: int) -> None:
-        _cut(path, through)
-        self._file = path.open("a", buffering=1)
+        self._path = path
+        with storing(path):
+            _cut(path, through)
+            self._file = path.open("ab", buffering=0)
 
-    def write(self, **fields: float | int | bool | str | None) -> None:
-        """Append one line; what is not finite becomes null, which JSON can hold."""
-        self._file.write(json.dumps({k: _plain(v) for k, v in fields.items()}) + "\n")
+    def write(self, **fields: float | int | bool | str | None) -> dict[str, Any]:
+        """Append one line, whole or not at all, and return it; what is not finite becomes null.
+
+        Raises:
+          StorageError: the disk is full, or fails otherwise.
+        """
+        line = {name: _plain(value) for name, value in fields.items()}
+        with storing(self._path):
+            _append(self._file, f"{json.dumps(line)}\n".encode())
+        return line
 
     def __enter__(self) -> Lines:
         return self
@@ -49,6 +64,18 @@ def read_lines(path: Path) -> list[dict]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn
     return [json.loads(line) for line in lines]
+
+
+def _append(file: io.FileIO, line: bytes) -> None:
+    """One write; what a full disk took of it is taken back."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.truncate(end)
+        raise
 
 
 def _cut(path: Path, through: int) -> None:

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nvfp4_jax.training.bits import bits_per_byte, read_bytes_per_token
-from nvfp4_jax.training.files import temporary_path
+from nvfp4_jax.training.files import replacing
 from nvfp4_jax.training.metrics import read_lines
 
 INK = "#1f2933"
@@ -160,6 +160,5 @@ def _running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    temporary = temporary_path(path)
-    figure.savefig(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)

@@ -20,6 +20,7 @@ from nvfp4_jax.training import checkpoint
 from nvfp4_jax.training.corpus import describe_change
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.prepare import Run
+from nvfp4_jax.training.recovery import newest
 from nvfp4_jax.training.sharding import sharding
 from nvfp4_jax.training.state import TrainState, initial_state
 
@@ -30,22 +31,19 @@ def begin(run: Run, say: Callable[[str], None]) -> Start:
     """(state, data position) to begin with: restored, or fresh with position None.
 
     Raises:
-      UsageError: the workdir holds another run; the message says what differs.
+      UsageError: the workdir holds another run (the message says what differs), or checkpoints of
+        which none is whole.
     """
     layout = sharding(run.mesh)
     fresh = jax.jit(
         lambda: initial_state(run.program.config, run.optimizer, run.config.seed),
         out_shardings=layout,
     )
-    for found in checkpoint.find(run.config.workdir / "checkpoints"):
+    found = newest(run.config.workdir / "checkpoints", say)
+    if found is not None:
         check_same_run(run, found.run)
         abstract = checkpoint.abstract_state(jax.eval_shape(fresh), layout)
-        try:
-            state = checkpoint.load(found, abstract)
-        except Exception as error:  # whatever a torn file makes a reader say
-            aside = checkpoint.set_aside(found.path)
-            say(f"checkpoint {found.step} cannot be read ({type(error).__name__}); now in {aside}")
-            continue
+        state = checkpoint.load(found, abstract)
         say(f"continuing from step {found.step}")
         return state, found.position
     return fresh(), None

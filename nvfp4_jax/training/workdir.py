@@ -17,7 +17,6 @@ compilation-cache/        compiled programs, so that continuing starts at once
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -26,7 +25,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from nvfp4_jax.training.errors import UsageError
-from nvfp4_jax.training.files import temporary_path, write_atomically, write_json
+from nvfp4_jax.training.files import replacing, write_atomically, write_json
 from nvfp4_jax.training.plot import plot_run, read_curve
 from nvfp4_jax.training.prepare import Run
 from nvfp4_jax.training.state import TrainState
@@ -74,9 +73,9 @@ def write_plot(run: Run) -> Path:
 def write_parameters(run: Run, state: TrainState) -> None:
     """Write the FP32 parameters by path: equal runs write equal files."""
     path = run.config.workdir / PARAMETERS
-    save_file(jax.device_get(state.parameters), temporary_path(path))
-    temporary_path(path).chmod(0o644)  # safetensors makes files that only their owner reads
-    os.replace(temporary_path(path), path)
+    with replacing(path) as temporary:
+        save_file(jax.device_get(state.parameters), temporary)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner reads
 
 
 def read_parameters(workdir: str | Path) -> dict[str, np.ndarray]:

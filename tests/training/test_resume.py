@@ -66,7 +66,7 @@ def lines(workdir: Path) -> int:
 
 def is_saving(workdir: Path) -> bool:
     """Whether a checkpoint is being written: orbax's temporary folder is there."""
-    return any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+    return any(".writing" in path.name for path in (workdir / "checkpoints").glob("*"))
 
 
 def wait_until(condition, process: ForkServerProcess, seconds: float = PATIENCE) -> None:
