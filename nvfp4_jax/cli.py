@@ -1,4 +1,4 @@
-"""The command line: `nvfp4 train`, `nvfp4 explain`, `nvfp4 compare`, `nvfp4 bench`.
+"""The command line: `nvfp4 train`, `explain`, `compare`, `data`, `bench`.
 
 A command is a frozen dataclass: its fields are the flags, its docstring the help. Exit status 0
 is success; 2 a request that cannot be honoured, with one message on standard error that names the
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers, Step
+from nvfp4_jax.data.options import Prepare, Verify
 from nvfp4_jax.quantizer import nearest_spelling
 from nvfp4_jax.training.config import TrainConfig
 
@@ -28,6 +29,7 @@ usage: nvfp4 COMMAND [OPTIONS]
   train     Train a model on text, with the numerics that a recipe says.
   explain   Show the precision of every layer of a model under a recipe.
   compare   Train under several recipes, on the same data and seeds, and show the gaps.
+  data      Prepare texts as token shards, and verify them.
   bench     Measure quantizers, a linear layer, memory and steps, as ratios to BF16.
 
   nvfp4 COMMAND --help lists the options of a command; nvfp4 --version prints the version.
@@ -93,6 +95,11 @@ Bench = (
     | Annotated[Memory, tyro.conf.subcommand("memory")]
     | Annotated[Step, tyro.conf.subcommand("step")]
     | Annotated[All, tyro.conf.subcommand("all")]
+)
+
+Data = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
 
@@ -198,6 +205,16 @@ def _compare(options: Compare) -> None:
     compare(TrainConfig(**values), options.recipes, options.seeds)
 
 
+def _data(options: Prepare | Verify) -> None:
+    from nvfp4_jax.data.prepare import prepare
+    from nvfp4_jax.data.verify import verify
+
+    if isinstance(options, Prepare):
+        prepare(options)
+    else:
+        verify(options)
+
+
 def _bench(options: Any) -> None:
     from nvfp4_jax.bench.run import bench
 
@@ -208,5 +225,6 @@ _COMMANDS: dict[str, tuple[Any, Any]] = {
     "train": (TrainConfig, _train),
     "explain": (Explain, _explain),
     "compare": (Compare, _compare),
+    "data": (Data, _data),
     "bench": (Bench, _bench),
 }

@@ -90,6 +90,11 @@ def load_corpus(folder: str | Path | None = None) -> AnyCorpus:
     return load_prepared(root) if is_prepared(root) else _folder(root)
 
 
+def is_held_out(path: str) -> bool:
+    """Whether the document of this path is held out: one in twenty, by the path's hash."""
+    return int(layer_hash(path)) < 2**32 // HELD_OUT_ONE_IN
+
+
 def describe_change(before: dict[str, str], after: dict[str, str]) -> str:
     """What differs between two `Corpus.digests`, in a few words, naming up to three files."""
     changes = {
@@ -105,7 +110,7 @@ def _standard_library() -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     name = f"the standard library of Python {platform.python_version()}"
     documents = _read(root, (p for p in sorted(root.rglob("*.py")) if _is_library(root, p)))
-    return _split(name, [d for d in documents if _is_text(d.data)])
+    return _split(name, [d for d in documents if is_text(d.data)])
 
 
 def _is_library(root: Path, path: Path) -> bool:
@@ -118,19 +123,20 @@ def _folder(root: Path) -> Corpus:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UsageError(f"--data {root}: {what}; give a folder that holds text files")
-    paths = sorted(p for p in root.rglob("*") if _is_visible(root, p))
+    paths = sorted(p for p in root.rglob("*") if is_visible(root, p))
     if not paths:
         raise UsageError(f"--data {root}: the folder holds no files; put UTF-8 text files in it")
     documents = _read(root, paths)
-    texts = [d for d in documents if _is_text(d.data)]
+    texts = [d for d in documents if is_text(d.data)]
     if not texts:
         found = _few([d.path for d in documents])
         raise UsageError(f"--data {root}: no file in it holds UTF-8 text (found {found})")
-    skipped = tuple(d.path for d in documents if not _is_text(d.data))
+    skipped = tuple(d.path for d in documents if not is_text(d.data))
     return _split(str(root), texts, skipped)
 
 
-def _is_visible(root: Path, path: Path) -> bool:
+def is_visible(root: Path, path: Path) -> bool:
+    """Whether `path` below `root` is a file, even one that cannot be read, and not hidden."""
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
     return not hidden and (path.is_file() or (path.is_symlink() and not path.exists()))
 
@@ -146,7 +152,8 @@ def _read(root: Path, paths: Iterable[Path]) -> list[Document]:
     return documents
 
 
-def _is_text(data: bytes) -> bool:
+def is_text(data: bytes) -> bool:
+    """Whether a file holds UTF-8 text, and something else than blanks."""
     if not data.strip() or b"\0" in data:
         return False
     try:
@@ -158,19 +165,21 @@ def _is_text(data: bytes) -> bool:
 
 def _split(name: str, documents: list[Document], skipped: tuple[str, ...] = ()) -> Corpus:
     if len(documents) == 1:
-        documents = _cut(documents[0])
-    ranks = {d.path: int(layer_hash(d.path)) for d in documents}
-    chosen = {p for p, rank in ranks.items() if rank < 2**32 // HELD_OUT_ONE_IN}
+        documents = cut(documents[0])
+    paths = [d.path for d in documents]
+    chosen = {path for path in paths if is_held_out(path)}
     if not chosen or len(chosen) == len(documents):  # a handful of files: the lowest hash alone
-        chosen = {min(ranks, key=ranks.__getitem__)}
+        chosen = {min(paths, key=layer_hash)}
     train = tuple(d for d in documents if d.path not in chosen)
     held_out = tuple(d for d in documents if d.path in chosen)
     return Corpus(name, train, held_out, skipped)
 
 
-def _cut(document: Document) -> list[Document]:
+def cut(document: Document) -> list[Document]:
     """A file alone becomes two documents, the smaller of which the hash may not pick to train."""
     at = len(document.data) * (HELD_OUT_ONE_IN - 1) // HELD_OUT_ONE_IN
+    while document.data[at] & 0xC0 == 0x80:  # inside a character
+        at += 1
     parts = [document.data[:at], document.data[at:]]
     names = sorted((f"{document.path}#{i}" for i in range(2)), key=layer_hash, reverse=True)
     return [Document(n, part) for n, part in zip(names, parts, strict=True)]
