@@ -22,6 +22,7 @@ from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers, Step
 from nvfp4_jax.data.options import Prepare, Verify
 from nvfp4_jax.quantizer import nearest_spelling
 from nvfp4_jax.training.config import TrainConfig
+from nvfp4_jax.training.quiet import quieten_orbax
 
 USAGE = """\
 usage: nvfp4 COMMAND [OPTIONS]
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail("nvfp4", f"{what}: {nearest_spelling(command, tuple(_COMMANDS))}")
     options, action = _COMMANDS[command]
     logging.getLogger("jax._src.xla_bridge").addFilter(_one_line)
+    quieten_orbax()
     prog = f"nvfp4 {command}"
     chosen = tyro.cli(options, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     _run(prog, action, chosen)
@@ -128,17 +130,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(prog: str, action: Any, options: Any) -> None:
     """Call `action(options)`, turning what a person can mend into a message and a status."""
-    from nvfp4_jax.recipe import RecipeError
-    from nvfp4_jax.training import Diverged, UsageError
+    from nvfp4_jax.training.errors import outcome
 
     try:
         action(options)
-    except (UsageError, RecipeError) as error:
-        _fail(prog, str(error))
-    except Diverged as error:
-        _fail(prog, str(error), status=1)
-    except KeyboardInterrupt:
-        _fail(prog, "interrupted", status=130)
+    except BaseException as error:
+        known = outcome(error)
+        if known is None:
+            raise
+        _fail(prog, *known)
 
 
 def _one_line(record: logging.LogRecord) -> bool:
@@ -156,9 +156,12 @@ def _fail(prog: str, message: str, status: int = 2) -> None:
 
 def _train(config: TrainConfig) -> None:
     from nvfp4_jax.training import train
+    from nvfp4_jax.training.distributed import is_first, joined
 
-    summary = train(config)
-    print(summary)
+    with joined(config.distributed, config.processes, config.process):
+        summary = train(config)
+        if is_first():
+            print(summary)
     if summary.interrupted:
         raise SystemExit(130)
 
@@ -200,9 +203,11 @@ def _explain_compiled(options: Explain, config: Any, recipe: Any) -> None:
 
 def _compare(options: Compare) -> None:
     from nvfp4_jax.training.compare import compare
+    from nvfp4_jax.training.distributed import joined
 
     values = {f.name: getattr(options, f.name) for f in fields(TrainConfig)}
-    compare(TrainConfig(**values), options.recipes, options.seeds)
+    with joined(options.distributed, options.processes, options.process):
+        compare(TrainConfig(**values), options.recipes, options.seeds)
 
 
 def _data(options: Prepare | Verify) -> None:

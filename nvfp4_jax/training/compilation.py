@@ -17,6 +17,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
+from nvfp4_jax.training.distributed import is_first
+
 ZLIB = b"\x78"  # how a zlib stream begins
 _SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,  # however quickly it compiled
@@ -31,7 +33,8 @@ _SETTINGS = {
 @contextlib.contextmanager
 def compilation_cache(folder: Path) -> Iterator[None]:
     """While open, compiled programs are looked up in `folder` and added to it."""
-    remove_torn(folder)
+    if is_first():
+        remove_torn(folder)
     settings = {"jax_compilation_cache_dir": str(folder.absolute()), **_SETTINGS}
     before = {name: getattr(jax.config, name) for name in settings}
     _apply(settings)

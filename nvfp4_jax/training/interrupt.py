@@ -1,12 +1,25 @@
-"""Stopping on request: a signal is noted, and the loop ends at the next step's boundary."""
+"""Stopping on request: a signal is noted, and the loop ends at the next step's boundary.
+
+Of several processes perhaps one only is told (Kubernetes evicts a pod), and all must end at the
+same boundary. jax's preemption service sees to that: it takes SIGTERM on any of them, asks all
+how far they are, and names the first boundary that none has passed. While nothing happens this
+costs no communication.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from jax.experimental import multihost_utils
+
+from nvfp4_jax.training.distributed import several
+
+_boundaries = itertools.count()  # passed by this process, over all runs: jax wants them to rise
 
 
 @dataclass
@@ -14,6 +27,15 @@ class StopRequest:
     """Whether and by which signal the run was asked to stop."""
 
     signal: signal.Signals | None = None
+
+    def is_due(self) -> bool:
+        """Whether to end at this boundary; to be asked once at each, on every process."""
+        if not several():
+            return self.signal is not None
+        due = multihost_utils.reached_preemption_sync_point(next(_boundaries))
+        if due and self.signal is None:
+            self.signal = signal.SIGTERM
+        return due
 
 
 @contextlib.contextmanager
@@ -27,8 +49,11 @@ def stop_requests() -> Iterator[StopRequest]:
     def note(number: int, _: object) -> None:
         request.signal = signal.Signals(number)
         signal.signal(number, before[signal.Signals(number)])
+        if several():
+            signal.raise_signal(signal.SIGTERM)  # which jax's service takes, and tells all
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    noted = (signal.SIGINT,) if several() else (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in noted}
     for number in before:
         signal.signal(number, note)
     try:

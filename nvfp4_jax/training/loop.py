@@ -6,6 +6,9 @@ what it restores is exactly what the uninterrupted run would have seen next.
 
 The device works while the host reads the next batch; then the host waits for the loss, because a
 step that went bad must stop the run, not be found out later.
+
+Several processes run this same loop in step. What one of them alone may do, writing and showing,
+is in the `journal` and behind `is_first`; what they must all do or none, they agree on first.
 """
 
 from __future__ import annotations
@@ -18,40 +21,32 @@ import grain
 import jax
 from rich.console import Console
 
-from nvfp4_jax.training.bits import bits_per_byte
 from nvfp4_jax.training import checkpoint
 from nvfp4_jax.training.compilation import compilation_cache
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import AnyCorpus
-from nvfp4_jax.training.data import (
-    Batch,
-    bytes_per_target,
-    held_out_batches,
-    training_batches,
-)
+from nvfp4_jax.training.data import Batch, held_out_batches, training_batches
+from nvfp4_jax.training.distributed import agreed, is_first, leaving_on_error, several
 from nvfp4_jax.training.engine import Engine
 from nvfp4_jax.training.errors import Diverged, UsageError
+from nvfp4_jax.training.facts import facts
 from nvfp4_jax.training.interrupt import StopRequest, stop_requests
-from nvfp4_jax.training.metrics import Lines
+from nvfp4_jax.training.journal import Journal
 from nvfp4_jax.training.prepare import Run, prepare
-from nvfp4_jax.training.progress import Reporter
 from nvfp4_jax.training.proof import judge_of
 from nvfp4_jax.training.resume import begin, parameter_count
+from nvfp4_jax.training.sharding import rows_here
 from nvfp4_jax.training.state import TrainState
 from nvfp4_jax.training.step import Measured
 from nvfp4_jax.training.summary import Summary, summarize
 from nvfp4_jax.training.workdir import (
     COMPILED,
-    EVALUATION,
-    METRICS,
-    TIMINGS,
+    find_description,
     remove_if_not_begun,
     write_description,
     write_parameters,
     write_plot,
 )
-
-PLOT_EVERY_SECONDS = 60
 
 
 def train(
@@ -70,9 +65,18 @@ def train(
         is saved at the boundary before it.
       Diverged: `config.max_skipped` steps in a row were skipped; names the first bad layer.
     """
+    with leaving_on_error():
+        return _train(config, console or console_here(), corpus)
+
+
+def console_here() -> Console:
+    """Standard output on the first process, nothing on the others."""
+    return Console(quiet=not is_first())
+
+
+def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> Summary:
     began = time.monotonic()
-    console = console or Console()
-    run = prepare(config, corpus)
+    run = agreed(lambda: prepare(config, corpus), facts)
     cache = config.compilation_cache or config.workdir / COMPILED
     with contextlib.ExitStack() as stack:
         if not config.workdir.exists():
@@ -82,19 +86,33 @@ def train(
         _announce(run, state, console)
         engine = Engine(run, _held_out(run), judge_of(run))
         engine.prepare(state, int(state.step))
-        write_description(run)
+        _describe(run)
         loop = _Loop(run, state, position, engine, console, stack)
-        try:
-            stopped_by = loop.run_to_end()
-        except UsageError:  # a schedule's next step was refused, and the last boundary is whole
-            loop.save()
-            raise
+        stack.enter_context(leaving_on_error())  # before anything waits to be closed
+        stopped_by = _run_to_end(loop)
         loop.save()
     if not stopped_by:
         write_parameters(run, loop.state)
-    write_plot(run)
+    if is_first():
+        write_plot(run)
     seconds = time.monotonic() - began
     return summarize(config.workdir, int(loop.state.skipped), seconds, stopped_by)
+
+
+def _describe(run: Run) -> None:
+    """Write what the run is, once; every process must find it."""
+    agreed(lambda: write_description(run) if is_first() else None)
+    agreed(lambda: find_description(run))
+
+
+def _run_to_end(loop: _Loop) -> signal.Signals | None:
+    """What ended the run early, if anything did."""
+    try:
+        return loop.run_to_end()
+    except UsageError:  # a schedule's next step was refused, and the last boundary is whole
+        if not several():  # the others may not have been refused, and take no part in a save
+            loop.save()
+        raise
 
 
 class _Loop:
@@ -109,41 +127,22 @@ class _Loop:
         console: Console,
         stack: contextlib.ExitStack,
     ) -> None:
-        config, workdir = run.config, run.config.workdir
+        config = run.config
         self.run, self.state, self.done = run, state, int(state.step)
         self.data = _data_at(run, position)
         self.position = self.data.get_state()
         self.saved = self.done if position else -1
-        self.bytes_per_target = bytes_per_target(
-            run.corpus.held_out, batch=config.batch, length=config.length, count=config.eval_batches
-        )
         self.engine = engine
-        self.plotted = time.monotonic()
-        self.first = self.done + 1  # these steps compile before they run
-        self.switches = {phase.start + 1 for phase in run.phases}
-        self.metrics, self.evaluations, self.timings = (
-            stack.enter_context(Lines(workdir / name, through=self.done))
-            for name in (METRICS, EVALUATION, TIMINGS)
-        )
+        self.journal = Journal(run, self.done, console, stack) if is_first() else None
         self.checkpoints = stack.enter_context(
-            checkpoint.Checkpoints(workdir / "checkpoints", config.keep, config.keep_every)
+            checkpoint.Checkpoints(config.workdir / "checkpoints", config.keep, config.keep_every)
         )
         self.stop: StopRequest = stack.enter_context(stop_requests())
-        self.report = stack.enter_context(
-            Reporter(
-                console,
-                run.recipe.name,
-                config.steps,
-                self.done,
-                config.tokens_per_step,
-                run.corpus.bytes_per_token,
-            )
-        )
 
     def run_to_end(self) -> signal.Signals | None:
         """Take every step that is left; returns the signal that ended it early, if one did."""
         batch = self.read()
-        while self.done < self.run.config.steps and not self.stop.signal:
+        while self.done < self.run.config.steps and not self.stop.is_due():
             if isinstance(batch, UsageError):
                 raise batch
             batch = self.step(batch)
@@ -165,29 +164,11 @@ class _Loop:
         following = self.read()  # while the device works
         measured: Measured = jax.device_get(pending)
         self.done += 1
-        self.log(measured, time.monotonic() - began)
+        if self.journal:
+            self.journal.step(self.done, measured, time.monotonic() - began)
         if measured.skipped_in_a_row >= self.run.config.max_skipped:
             raise Diverged(self.explain_divergence(measured, batch))
         return following
-
-    def log(self, measured: Measured, seconds: float) -> None:
-        """Write and show what step `done` measured."""
-        tokens = self.run.config.tokens_per_step
-        loss, norm = float(measured.loss), float(measured.grad_norm)
-        skipped = {"skipped": True} if measured.skipped_in_a_row else {}
-        self.metrics.write(
-            step=self.done,
-            loss=loss,
-            grad_norm=norm,
-            learning_rate=float(measured.learning_rate),
-            tokens=self.done * tokens,
-            **skipped,
-        )
-        self.timings.write(step=self.done, seconds=seconds, tokens_per_second=tokens / seconds)
-        compiled = self.done == self.first or self.done in self.switches
-        self.report.step(self.done, loss, seconds, compiled=compiled)
-        if skipped:
-            self.report.say(f"step {self.done} skipped: loss {loss}, gradient norm {norm}")
 
     def at_boundary(self) -> None:
         """Evaluate, save and draw, where due."""
@@ -197,16 +178,14 @@ class _Loop:
             self.evaluate()
         if self.done % config.save_every == 0:
             self.save()
-        if time.monotonic() - self.plotted > PLOT_EVERY_SECONDS and not last:
-            write_plot(self.run)
-            self.plotted = time.monotonic()
+        if self.journal and not last:
+            self.journal.draw()
 
     def evaluate(self) -> None:
         """Write and show the loss on the held-out files."""
         loss, targets = self.engine.evaluate(self.state, self.done - 1)
-        bits = bits_per_byte(loss, self.bytes_per_target)
-        self.evaluations.write(step=self.done, loss=loss, bits_per_byte=bits, targets=targets)
-        self.report.say(f"step {self.done}: held out {bits:.4f} bits/byte")
+        if self.journal:
+            self.journal.evaluation(self.done, loss, targets)
 
     def save(self) -> None:
         """Begin to save this boundary, unless it has been saved."""
@@ -232,7 +211,11 @@ class _Loop:
 def _data_at(run: Run, position: dict | None) -> grain.DatasetIterator[Batch]:
     config = run.config
     data = training_batches(
-        run.corpus.train, batch=config.batch, length=config.length, seed=config.seed
+        run.corpus.train,
+        batch=config.batch,
+        length=config.length,
+        seed=config.seed,
+        rows=rows_here(run.mesh, config.batch, config.microbatches),
     )
     if position is not None:
         data.set_state(position)
@@ -242,7 +225,11 @@ def _data_at(run: Run, position: dict | None) -> grain.DatasetIterator[Batch]:
 def _held_out(run: Run) -> list[Batch]:
     config = run.config
     return held_out_batches(
-        run.corpus.held_out, batch=config.batch, length=config.length, count=config.eval_batches
+        run.corpus.held_out,
+        batch=config.batch,
+        length=config.length,
+        count=config.eval_batches,
+        rows=rows_here(run.mesh, config.batch),
     )
 
 
@@ -254,12 +241,19 @@ def _announce(run: Run, state: TrainState, console: Console) -> None:
         f"{quantized} of {len(run.phases[0].table)} linear layers quantized by {run.recipe.name}",
         run.corpus.describe(),
     ]
-    unused = len(jax.devices()) - run.mesh.size
-    device = run.mesh.devices.flat[0].device_kind
-    lines.append(f"on one {device} device" + (f"; {unused} more are idle" if unused else ""))
+    lines.append(_where(run))
     lines.append("compiling the step: about a minute for a small model")
     for line in lines:
         _print(console, line)
+
+
+def _where(run: Run) -> str:
+    size, device = run.mesh.size, run.mesh.devices.flat[0].device_kind
+    unused = len(jax.devices()) - size
+    here = f"on one {device} device" if size == 1 else f"on {size} {device} devices, mesh "
+    layout = "" if size == 1 else f"{run.config.mesh}"
+    processes = f", {jax.process_count()} processes" if several() else ""
+    return here + layout + processes + (f"; {unused} more are idle" if unused else "")
 
 
 def _print(console: Console, line: str) -> None:

@@ -28,11 +28,13 @@ from nvfp4_jax.precision import GEMMS
 from nvfp4_jax.recipe import Recipe
 from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.config import at_least, check_microbatches
+from nvfp4_jax.training.distributed import is_first
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.files import write_atomically
+from nvfp4_jax.training.mesh import MeshShape, make_mesh
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
 from nvfp4_jax.training.prepare import Phase, Run, scans
-from nvfp4_jax.training.sharding import make_mesh, sharding
+from nvfp4_jax.training.sharding import batch_sharding
 from nvfp4_jax.training.state import abstract_model, initial_state
 from nvfp4_jax.training.step import Program, make_step
 from nvfp4_jax.training.workdir import make_folder
@@ -74,7 +76,7 @@ def prove_step(
     step = make_step(program, table, optimizer, learning_rate_schedule(1e-3, 1000, 10, 0.2))
     state = jax.eval_shape(lambda: initial_state(config, optimizer, 0))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    mesh = make_mesh() if gpu is None else mesh_of(gpu)
+    mesh = make_mesh() if gpu is None else mesh_of(gpu, MeshShape().sizes)
     batch = batch_shapes(mesh, shape.microbatches, shape.batch, shape.length)
     arguments, notes = (state, batch, key), rule_notes(recipe, model, config.num_blocks)
     if gpu is None:
@@ -112,7 +114,7 @@ def batch_shapes(
     mesh: Mesh, microbatches: int, batch: int, length: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """A step's batch as shapes: (microbatches, rows, length), laid out as training does."""
-    layout = sharding(mesh, "microbatch", "batch", "length")
+    layout = batch_sharding(mesh)
     shape = (microbatches, batch // microbatches, length)
     dtypes = {"tokens": jnp.int32, "targets": jnp.int32, "segment_ids": jnp.int32, "mask": bool}
     return {
@@ -141,6 +143,8 @@ def write_or_refuse(proof: Proof, run: Run, start: int) -> None:
             "change the recipe to what is meant, or train so all the same by --allow-fallback "
             "(nvfp4 explain --compiled shows every layer)"
         )
+    if not is_first():
+        return
     make_folder(run.config.workdir)
     stem = "compiled" if start == 0 else f"compiled-from-{start}"
     write_atomically(run.config.workdir / f"{stem}.txt", as_text(proof) + "\n")

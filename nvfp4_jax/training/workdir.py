@@ -10,6 +10,7 @@ metrics.jsonl             a line a step; deterministic
 evaluation.jsonl          a line an evaluation; deterministic
 timings.jsonl             seconds and tokens a second, a line a step
 loss.png                  the course of the loss
+tensorboard/              the logs for TensorBoard, with --tensorboard
 checkpoints/              to continue from
 parameters.safetensors    the final FP32 parameters by path
 compilation-cache/        compiled programs, so that continuing starts at once
@@ -17,19 +18,24 @@ compilation-cache/        compiled programs, so that continuing starts at once
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors.numpy import load_file, save_file
 
+from nvfp4_jax.training.distributed import is_first
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.files import replacing, write_atomically, write_json
 from nvfp4_jax.training.plot import plot_run, read_curve
 from nvfp4_jax.training.prepare import Run
 from nvfp4_jax.training.state import TrainState
 
+SHARED_WITHIN_SECONDS = 30  # network file systems may be late to show a new file
 PARAMETERS, COMPILED = "parameters.safetensors", "compilation-cache"
 METRICS, EVALUATION, TIMINGS = "metrics.jsonl", "evaluation.jsonl", "timings.jsonl"
 
@@ -45,6 +51,20 @@ def write_description(run: Run) -> None:
     write_json(workdir / "config.json", about)
     write_json(workdir / "corpus.json", run.corpus.digests)
     write_atomically(workdir / "explain.txt", f"{table}\n")
+
+
+def find_description(run: Run) -> None:
+    """Raise a `UsageError` if this process does not see what the first one wrote."""
+    path, about = run.config.workdir / "config.json", run.describe()
+    del about["recipe"]["text"]
+    deadline = time.monotonic() + SHARED_WITHIN_SECONDS
+    while not path.exists() or json.loads(path.read_text()) != json.loads(json.dumps(about)):
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"--workdir {run.config.workdir} is not the same folder on every process: this one "
+                f"does not see the {path.name} of process 0; give a folder on a shared file system"
+            )
+        time.sleep(0.1)
 
 
 def make_folder(workdir: Path) -> None:
@@ -71,11 +91,26 @@ def write_plot(run: Run) -> Path:
 
 
 def write_parameters(run: Run, state: TrainState) -> None:
-    """Write the FP32 parameters by path: equal runs write equal files."""
-    path = run.config.workdir / PARAMETERS
-    with replacing(path) as temporary:
-        save_file(jax.device_get(state.parameters), temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner reads
+    """Write the FP32 parameters by path: equal runs write equal files.
+
+    Every process takes part, since each has a share of them; the first one writes, and holds them
+    all in its host's memory for that.
+    """
+    whole: dict[str, np.ndarray] = {}
+    for name, array in state.parameters.items():
+        gathered = _gathered(array)
+        if is_first():
+            whole[name] = gathered
+    if is_first():
+        with replacing(run.config.workdir / PARAMETERS) as temporary:
+            save_file(whole, temporary)
+            temporary.chmod(0o644)  # safetensors makes files that only their owner reads
+
+
+def _gathered(array: jax.Array) -> np.ndarray:
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def read_parameters(workdir: str | Path) -> dict[str, np.ndarray]:
