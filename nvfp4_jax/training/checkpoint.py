@@ -28,6 +28,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from nvfp4_jax.training.errors import StorageError, reason
+from nvfp4_jax.training.files import storing
 from nvfp4_jax.training.integrity import seal
 from nvfp4_jax.training.retention import Aged, steps_to_delete
 from nvfp4_jax.training.state import TrainState
@@ -65,9 +66,12 @@ class Checkpoints:
         self._folder, self._keep, self._keep_every = folder, keep, keep_every
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._kept: dict[int, Aged] = {}
         if jax.process_index() == 0:
-            folder.mkdir(exist_ok=True)
+            with storing(folder):
+                folder.mkdir(exist_ok=True)
             _clear(folder)
+            self._kept = {step: _age(folder / str(step)) for step in steps(folder)}
 
     def save(
         self, state: TrainState, step: int, *, run: dict[str, Any], position: dict[str, Any]
@@ -101,11 +105,19 @@ class Checkpoints:
             if jax.process_index() == 0:
                 seal(path)
                 path.rename(path.with_name(str(step)))
-                _make_room(self._folder, self._keep, self._keep_every)
+                self._kept[step] = Aged(step, datetime.now(UTC))
+                self._make_room()
         except Exception as error:  # tensorstore raises what it likes for a full disk
             if jax.process_index() == 0:
                 _clear(self._folder)
             raise StorageError(self._failure(step, error)) from error
+
+    def _make_room(self) -> None:
+        """Delete what no policy keeps; renamed first, so that a half is never taken for whole."""
+        for step in steps_to_delete(list(self._kept.values()), self._keep, self._keep_every):
+            path = self._folder / str(step)
+            shutil.rmtree(path.rename(path.with_name(f"{step}{DELETING}")))
+            del self._kept[step]
 
     def _failure(self, step: int, error: Exception) -> str:
         kept = next(iter(steps(self._folder)), None)
@@ -150,16 +162,12 @@ def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
     )
 
 
-def _make_room(folder: Path, keep: int, keep_every: str | None) -> None:
-    """Delete what no policy keeps; renamed first, so that half a checkpoint never looks whole."""
-    aged = [_age(folder / str(step)) for step in steps(folder)]
-    for step in steps_to_delete(aged, keep, keep_every):
-        path = folder / str(step)
-        shutil.rmtree(path.rename(path.with_name(f"{step}{DELETING}")))
-
-
 def _age(path: Path) -> Aged:
-    written = ocp.checkpointables_metadata(str(path.absolute())).commit_timestamp_nsecs or 0
+    """When it was written; one that is damaged, which `recovery` will notice, counts as old."""
+    try:
+        written = ocp.checkpointables_metadata(str(path.absolute())).commit_timestamp_nsecs or 0
+    except Exception:  # whatever a torn file makes a reader say
+        written = 0
     return Aged(int(path.name), datetime.fromtimestamp(written / 1e9, UTC))
 
 

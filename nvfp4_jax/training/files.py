@@ -1,8 +1,8 @@
 """Files that are either whole or not there.
 
 A file is written beside its place and renamed into it, which is one act of the file system: a
-process killed at any moment leaves the old content or the new, never half of it. So does a disk that is
-full, or a folder that became read-only, and what it refused is told by name (`StorageError`).
+process killed at any moment leaves the old content or the new, never half of it. So does a disk
+that is full, or a folder that became read-only, and it is told by name (`StorageError`).
 """
 
 from __future__ import annotations

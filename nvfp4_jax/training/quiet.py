@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
 
 
 def quieten_orbax() -> None:
     """Let Orbax's tracebacks of what it also raises go unseen, from now on."""
     logging.getLogger("absl").addFilter(_is_not_orbax_failing)
-    before = sys.unraisablehook
+    if sys.unraisablehook is sys.__unraisablehook__:  # nobody else's
+        sys.unraisablehook = _show_unless_loop_is_closed
 
-    def hook(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
 
-    sys.unraisablehook = hook
+def _show_unless_loop_is_closed(unraisable: sys.UnraisableHookArgs) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _is_not_orbax_failing(record: logging.LogRecord) -> bool:

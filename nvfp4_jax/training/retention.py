@@ -22,7 +22,7 @@ policies = ocp.training.preservation_policies
 SECONDS_AN_HOUR = 3600
 
 
-@dataclass(frozen=True)
+@dataclass
 class Aged:
     """A checkpoint as policies see it.
 
@@ -34,7 +34,7 @@ class Aged:
 
     step: int
     time: datetime
-    metrics: None = None
+    metrics: Any = None
 
 
 def steps_to_delete(checkpoints: Sequence[Aged], keep: int, keep_every: str | None) -> list[int]:

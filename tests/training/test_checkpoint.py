@@ -6,12 +6,13 @@ values that a careless copy would lose: NaNs with a payload, negative zeros, sub
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import resource
 import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -40,9 +41,7 @@ def state(places: dict[str, NamedSharding]) -> TrainState:
     bits[:, 0, :4] = 0x7FC00123, 0xFF800001, 0x80000000, 0x00000001
     kernels = [jax.device_put(b.view(np.float32), places["kernel"]) for b in bits]
     scale = jax.device_put(np.arange(8, dtype=np.float32) / 3, places["scale"])
-    step, skipped, in_a_row = (
-        jax.device_put(np.int32(n), places["counter"]) for n in (5, 1, 0)
-    )
+    step, skipped, in_a_row = (jax.device_put(np.int32(n), places["counter"]) for n in (5, 1, 0))
     parameters = {"block/kernel": kernels[0], "norm/scale": scale}
     moments = tuple({"block/kernel": k, "norm/scale": scale} for k in kernels[1:])
     return TrainState(parameters, moments, step, skipped, in_a_row)
@@ -114,7 +113,7 @@ def test_a_flipped_bit_is_noticed_in_every_file(folder):
     """At 64 places of each file, its ends and the file of digests included."""
     for path in files(folder / "10"):
         content = path.read_bytes()
-        for place in {*range(0, len(content), -(-len(content) // 64) or 1), len(content) - 1} - {-1}:
+        for place in sorted({int(i) for i in np.linspace(0, len(content) - 1, 64) if content}):
             changed = bytearray(content)
             changed[place] ^= 1 << place % 8
             path.write_bytes(changed)
@@ -142,8 +141,6 @@ def test_files_that_others_leave_are_no_damage_and_files_like_ours_are(folder):
 
 
 def test_digests_are_what_sha256sum_writes(written):
-    import hashlib
-
     lines = (written / "10" / "SHA256SUMS").read_text().splitlines()
     assert len(lines) == len(files(written / "10")) - 1
     for line in lines:
@@ -173,7 +170,7 @@ def test_where_none_is_whole_the_run_is_refused_and_nothing_is_deleted(folder):
     for step in ("5", "10"):
         (folder / step / "_CHECKPOINT_METADATA").write_text("{}")
     for _ in range(2):  # and again, with all of them set aside
-        with pytest.raises(UsageError, match=r"no checkpoint in .* is whole.*\(steps 5, 10\).*another --workdir"):
+        with pytest.raises(UsageError, match=r"no checkpoint .* whole.*steps 5, 10\).*--workdir"):
             newest(folder, lambda line: None)
     assert len(files(folder.with_name("checkpoints-unreadable"))) > 10
 
@@ -224,7 +221,7 @@ def test_a_save_that_fails_in_the_background_is_told_and_costs_nothing(folder):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (512, hard))
         checkpoints.save(state(layout(4, 2)), 15, **ABOUT)
-        with pytest.raises(StorageError, match=r"checkpoints/15: cannot save .*: File too large; .* of step 10"):
+        with pytest.raises(StorageError, match=r"/15: cannot save .*: File too large; .* step 10"):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -232,6 +229,7 @@ def test_a_save_that_fails_in_the_background_is_told_and_costs_nothing(folder):
     checkpoints.save(state(layout(4, 2)), 20, **ABOUT)
     checkpoints.wait()
     assert checkpoint.steps(folder) == [20, 10]
+    gc.collect()  # they complain when they are collected: here, and in no other test
 
 
 def test_a_sealed_folder_is_whole_until_it_is_touched(tmp_path):
