@@ -14,7 +14,7 @@ class Prepare:
 
     Attributes:
       sources: Folders of text files, .jsonl and .parquet files, or debian-docs: documentation of
-        nine Debian packages, about 135 MB of text, downloaded by apt-get.
+        nine Debian packages, downloaded by apt-get, 187 MB of text.
       out: Folder to make; it appears when it is whole.
       vocabulary: Tokens of the BPE that is trained on the text; 32768 if left out.
       tokenizer: The tokenizer.json of another tokenizer, or bytes; one is trained if left out.

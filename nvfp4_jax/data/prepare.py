@@ -10,6 +10,7 @@ The same sources and options make the same files to the byte, on any machine.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,8 +54,9 @@ def prepare(options: Prepare, console: Console | None = None) -> PreparedCorpus:
     _check(options)
     check_free(options.out)
     given = _given_tokenizer(options)
-    readers = find_sources(options)
-    with building(options.out) as folder:
+    with contextlib.ExitStack() as stack:
+        readers = find_sources(options, stack, console)
+        folder = stack.enter_context(building(options.out))
         spool = _gather(readers, folder, console)
         tokenizer = given or _train(spool, options.vocabulary or DEFAULT_VOCABULARY, console)
         manifest = _write(spool, tokenizer, folder, options, console)
