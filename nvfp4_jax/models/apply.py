@@ -22,6 +22,7 @@ from jax import Array, lax
 from nvfp4_jax.models import segments
 from nvfp4_jax.models.block import Block
 from nvfp4_jax.models.linear import LINEAR_INPUT
+from nvfp4_jax.models.placement import place
 from nvfp4_jax.models.repeats import Repeat
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def apply_blocks(
     if remat not in get_args(Remat):
         raise ValueError(f"remat = {remat!r}: use one of {', '.join(map(repr, get_args(Remat)))}")
     if segment_ids is not None:
-        segment_ids = segments.number(segment_ids)
+        segment_ids = segments.number(place(segment_ids, "batch", "whole"))
     blocks = list(model.blocks)
     _check(repeats, [block.letters for block in blocks])
     starts = {repeat.start: repeat for repeat in repeats}

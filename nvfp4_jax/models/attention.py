@@ -22,10 +22,12 @@ from nvfp4_jax.models import rope, segments
 from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.initialization import residual_sigma
 from nvfp4_jax.models.linear import linear
+from nvfp4_jax.models.placement import place
 from nvfp4_jax.models.product import accumulator, contract
 from nvfp4_jax.models.target import choose
 
 BLOCKS = 4  # of queries, in plain operations
+HEADS = ("batch", "whole", "heads", "within")
 
 
 class Attention(nnx.Module):
@@ -49,14 +51,16 @@ class Attention(nnx.Module):
         """segment_ids (batch, length): tokens attend within their own document only."""
         batch, length, _ = x.shape
         q, k, v = (
-            layer(x).reshape(batch, length, -1, self.head_dim) for layer in (self.q, self.k, self.v)
+            place(layer(x).reshape(batch, length, -1, self.head_dim), *HEADS)
+            for layer in (self.q, self.k, self.v)
         )
         if self.rope_theta is not None:
-            place = jnp.arange(length)[None]
+            position = jnp.arange(length)[None]
             if segment_ids is not None:
-                place = segments.positions(segment_ids)
-            q, k = (rope.rotate(part, place, self.rope_theta) for part in (q, k))
-        return self.o(attend(q, k, v, segment_ids).reshape(batch, length, -1))
+                position = segments.positions(segment_ids)
+            q, k = (rope.rotate(part, position, self.rope_theta) for part in (q, k))
+        mixed = attend(q, k, v, segment_ids).reshape(batch, length, -1)
+        return self.o(place(mixed, "batch", "length", "features"))
 
 
 def attend(

@@ -17,6 +17,7 @@ from nvfp4_jax.models.config import MIXERS, HybridConfig
 from nvfp4_jax.models.mamba2 import Mamba2
 from nvfp4_jax.models.mlp import MLP
 from nvfp4_jax.models.norm import RMSNorm
+from nvfp4_jax.models.placement import place
 
 _CLASSES = {"mamba": Mamba2, "mlp": MLP, "attention": Attention}
 
@@ -49,5 +50,6 @@ class Block(nnx.Module):
         """x (batch, length, hidden); segment_ids (batch, length) as from `segments.number`."""
         for name in self.mixers:
             norm, mixer = getattr(self, f"{name}_norm"), getattr(self, name)
-            x = x + mixer(norm(x), segment_ids)
+            y = mixer(place(norm(x), "batch", "length", "hidden"), segment_ids)
+            x = x + place(y, "batch", "between", "hidden")
         return x

@@ -47,6 +47,18 @@ class CausalConv(nnx.Module):
             x, self.weight[...], self.bias[...], segment_ids, start=start, widths=widths
         )
 
+    def of_parts(
+        self, parts: tuple[Array, ...], segment_ids: Array | None = None
+    ) -> tuple[Array, ...]:
+        """The same of channels that come as several arrays, each by itself."""
+        ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
+        weights = jnp.split(self.weight[...], ends, axis=1)
+        biases = jnp.split(self.bias[...], ends)
+        return tuple(
+            conv_silu(x, w, b, segment_ids, widths=(x.shape[-1],))[0]
+            for x, w, b in zip(parts, weights, biases, strict=True)
+        )
+
 
 def conv_silu(
     x: Array,

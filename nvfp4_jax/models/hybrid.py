@@ -24,6 +24,7 @@ from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.embedding import Embedding
 from nvfp4_jax.models.linear import linear
 from nvfp4_jax.models.norm import RMSNorm
+from nvfp4_jax.models.placement import place
 from nvfp4_jax.models.product import accumulator
 
 
@@ -71,7 +72,7 @@ class Hybrid(nnx.Module):
 
     def embed(self, tokens: Array) -> Array:
         """(batch, length) to (batch, length, hidden), in the compute dtype."""
-        return self.embedding(tokens)
+        return place(self.embedding(tokens), "batch", "between", "hidden")
 
     def readout(self, x: Array) -> Array:
         """The final norm: what the head multiplies."""

@@ -14,6 +14,7 @@ Source: arXiv 2405.21060, section 7; Nemotron-H, arXiv 2504.03624.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import jax
@@ -27,6 +28,7 @@ from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.conv import CausalConv
 from nvfp4_jax.models.linear import linear
 from nvfp4_jax.models.norm import GatedGroupNorm
+from nvfp4_jax.models.placement import is_cut, place
 from nvfp4_jax.models.product import accumulator
 from nvfp4_jax.models.ssd import ssd
 
@@ -58,17 +60,30 @@ class Mamba2(nnx.Module):
 
     def __call__(self, u: Array, segment_ids: Array | None = None) -> Array:
         """segment_ids (batch, length): convolution and state stop at a boundary."""
-        config = self.config
-        width = config.groups * config.state
-        projected = self.in_proj(u)  # z, x, B, C, dt; read in place below, never split
-        x, B, C = self.conv(
-            projected,
-            segment_ids,
-            start=config.mamba_inner,
-            widths=(config.mamba_inner, width, width),
-        )
-        dt = self._steps(projected[..., -config.mamba_heads :])
-        return self.out_proj(self.norm(self._scan(x, B, C, dt, segment_ids), projected))
+        projected = self.in_proj(u)
+        convolved = self._cut_by_heads if is_cut("heads") else self._read_in_place
+        z, x, B, C, dt = convolved(projected, segment_ids)
+        y = self.norm(self._scan(x, B, C, self._steps(dt), segment_ids), z)
+        return self.out_proj(place(y, "batch", "length", "features"))
+
+    def _read_in_place(self, projected: Array, segment_ids: Array | None) -> tuple[Array, ...]:
+        """(z and more, x, B, C, dt), x, B and C convolved: no column is copied to be read."""
+        inner, width = self._widths
+        x, B, C = self.conv(projected, segment_ids, start=inner, widths=(inner, width, width))
+        return projected, x, B, C, projected[..., -self.config.mamba_heads :]
+
+    def _cut_by_heads(self, projected: Array, segment_ids: Array | None) -> tuple[Array, ...]:
+        """The same, with whole rows and the heads cut over devices: each has columns of each."""
+        inner, width = self._widths
+        ends = itertools.accumulate((inner, inner, width, width))
+        parts = jnp.split(projected, list(ends), axis=-1)
+        z, x, B, C, dt = (place(part, "batch", "whole", "heads") for part in parts)
+        return z, *self.conv.of_parts((x, B, C), segment_ids), dt
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """Columns of z and of x; of B and of C."""
+        return self.config.mamba_inner, self.config.groups * self.config.state
 
     def _scan(self, x: Array, B: Array, C: Array, dt: Array, segment_ids: Array | None) -> Array:
         """(batch, length, d): the state-space scan of the convolved x, B and C."""

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.initialization import residual_sigma
 from nvfp4_jax.models.linear import linear
+from nvfp4_jax.models.placement import place
 from nvfp4_jax.models.product import accumulator
 
 
@@ -36,12 +37,16 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array, segment_ids: Array | None = None) -> Array:
         """Tokens do not meet here, so `segment_ids` changes nothing."""
-        up = self.up(x)
+        up = self._inside(self.up(x))
         if self.kind == "swiglu":
             wide = up.astype(accumulator(up.dtype))
-            inner = nnx.silu(self.gate(x).astype(wide.dtype)) * wide
+            inner = nnx.silu(self._inside(self.gate(x)).astype(wide.dtype)) * wide
             return self.down(inner.astype(up.dtype))
         return self.down(relu_squared(up))
+
+    def _inside(self, wide: Array) -> Array:
+        axes = ("batch", "length", "features")
+        return place(wide, *axes) if wide.ndim == 3 else wide
 
 
 @jax.custom_vjp

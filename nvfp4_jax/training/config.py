@@ -52,6 +52,8 @@ class TrainConfig:
       scan: Whether to trace repeated blocks once: faster to compile, slower to run, since what
         each repeat keeps is copied (27 ms of a step's 121 for 150m on an H100). auto: from 24
         blocks on.
+      mesh: Devices and what is cut over them, data=2,fsdp=4,sequence=1,tensor=2; axes that are
+        left out are 1, and all of it left out is one device.
       distributed: How several processes meet, each on its own devices: slurm (under srun), mpi
         (under mpirun), or HOST:PORT, where process 0 listens.
       processes: With --distributed HOST:PORT: how many there are.
@@ -83,6 +85,7 @@ class TrainConfig:
     max_skipped: int = 10
     remat: Literal["none", "linear_inputs", "block"] = "none"
     scan: Literal["auto", "on", "off"] = "auto"
+    mesh: str | None = None
     distributed: str | None = None
     processes: int | None = None
     process: int | None = None

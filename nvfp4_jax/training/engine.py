@@ -8,16 +8,20 @@ a run that is continued lands on the right side of every switch.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding
 
 from nvfp4_jax.training.binding import Table
 from nvfp4_jax.training.data import Batch
 from nvfp4_jax.training.diagnose import first_bad_layer
+from nvfp4_jax.training.exact import OPTIONS
 from nvfp4_jax.training.prepare import Phase, Run
 from nvfp4_jax.training.proof import batch_shapes
-from nvfp4_jax.training.sharding import sharding
+from nvfp4_jax.training.sharding import batch_sharding, rows_here, sharding, state_shardings
 from nvfp4_jax.training.state import TrainState
 from nvfp4_jax.training.step import Arrays, Measured, make_evaluation, make_step
 
@@ -38,9 +42,9 @@ class Engine:
         self._run = run
         self._judge = judge
         self._everywhere = sharding(run.mesh)
-        self._key = jax.device_put(jax.random.key(run.config.seed), self._everywhere)
-        rows = sharding(run.mesh, "batch", "length")
-        self._held_out = [jax.device_put(dict(batch), rows) for batch in held_out]
+        seed = run.config.seed
+        self._key = jax.jit(lambda: jax.random.key(seed), out_shardings=self._everywhere)()
+        self._held_out = [self._place_held_out(batch) for batch in held_out]
         self._steps: dict[Table, jax.stages.Compiled] = {}
         self._compiled_evaluation = functools.cache(self._compile_evaluation)
 
@@ -75,19 +79,42 @@ class Engine:
         return first_bad_layer(self._run.program, table, state.parameters, self._place(batch), key)
 
     def _place(self, batch: Batch) -> Arrays:
-        """(batch, length) to (microbatches, rows, length) on the mesh."""
-        count = self._run.config.microbatches
-        layout = sharding(self._run.mesh, "microbatch", "batch", "length")
-        parts = jax.tree.map(lambda a: a.reshape(count, -1, a.shape[-1]), dict(batch))
-        return jax.device_put(parts, layout)
+        """The rows of this host (`rows_here`, length) to (microbatches, rows, length)."""
+        config, mesh = self._run.config, self._run.mesh
+        parts = config.microbatches
+        here = rows_here(mesh, config.batch, parts)
+        shape = (parts, config.batch // parts, config.length)
+        layout = batch_sharding(mesh)
+        return {name: _spread(array, here, shape, layout) for name, array in batch.items()}
+
+    def _place_held_out(self, batch: Batch) -> Arrays:
+        config, mesh = self._run.config, self._run.mesh
+        here = rows_here(mesh, config.batch)
+        shape, layout = (config.batch, config.length), sharding(mesh, "batch", "length")
+        return {name: _spread(array, here, shape, layout) for name, array in batch.items()}
 
     def _compile_step(self, table: Table, state: TrainState) -> jax.stages.Compiled:
         run, config = self._run, self._run.config
         step = make_step(run.program, table, run.optimizer, run.schedule)
         batch = batch_shapes(run.mesh, config.microbatches, config.batch, config.length)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=self._everywhere)
-        return jitted.lower(state, batch, self._key).compile()
+        layouts = state_shardings(run.mesh, state), self._everywhere
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
+        return jitted.lower(state, batch, self._key).compile(compiler_options=OPTIONS)
 
     def _compile_evaluation(self, table: Table) -> Callable:
         evaluate = make_evaluation(self._run.program, table)
-        return jax.jit(evaluate, out_shardings=self._everywhere)
+        return jax.jit(evaluate, out_shardings=self._everywhere, compiler_options=OPTIONS)
+
+
+def _spread(
+    rows: np.ndarray, here: np.ndarray, shape: tuple[int, ...], layout: NamedSharding
+) -> jax.Array:
+    """An array (..., rows, length) over all hosts, of whose rows this one has read `here`."""
+    places = np.full(math.prod(shape[:-1]), -1)
+    places[here] = np.arange(here.size)
+    places = places.reshape(shape[:-1])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        return rows[places[index[:-1]]][..., index[-1]]
+
+    return jax.make_array_from_callback(shape, layout, part)

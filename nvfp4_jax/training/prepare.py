@@ -20,9 +20,9 @@ from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import AnyCorpus, load_corpus
 from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.mesh import MeshShape, make_mesh, parse_mesh
 from nvfp4_jax.training.model_choice import check_vocabulary, choose_model, describe_model
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
-from nvfp4_jax.training.sharding import make_mesh
 from nvfp4_jax.training.state import abstract_model
 from nvfp4_jax.training.step import Program
 
@@ -93,13 +93,16 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
       RecipeError: a recipe that is wrong in itself or does not fit the model.
     """
     config.check()
+    shape = parse_mesh(config.mesh)
+    check_mesh(shape, config)
+    mesh = make_mesh(shape)
     model_config = choose_model(config.model)
     recipe = load_recipe(config.recipe)
+    corpus = corpus or load_corpus(config.data)
+    check_vocabulary(model_config, config.model, corpus)
     model = abstract_model(model_config)
     phases = find_phases(recipe, model, model_config.num_blocks, config.steps)
     _refuse_to_do_nothing(recipe, phases, config)
-    corpus = corpus or load_corpus(config.data)
-    check_vocabulary(model_config, config.model, corpus)
     return Run(
         config=config,
         recipe=recipe,
@@ -109,6 +112,7 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
             nnx.graphdef(model),
             remat=config.remat,
             scan=scans(config.scan, model_config),
+            mesh=mesh if mesh.size > 1 else None,
         ),
         model=model,
         phases=phases,
@@ -116,8 +120,24 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
         schedule=learning_rate_schedule(
             config.learning_rate, config.steps, config.warmup_steps, config.decay_fraction
         ),
-        mesh=make_mesh(),
+        mesh=mesh,
     )
+
+
+def check_mesh(mesh: MeshShape, batch: TrainConfig) -> None:
+    """Raise a `UsageError` for rows or tokens that the devices cannot share evenly."""
+    rows = batch.batch // batch.microbatches
+    if rows % mesh.row_shards:
+        raise UsageError(
+            f"--mesh {mesh} cuts the rows of a batch over data x fsdp = {mesh.row_shards} devices, "
+            f"and a microbatch has {rows} (--batch {batch.batch}, --microbatches "
+            f"{batch.microbatches}); make that a multiple of {mesh.row_shards}"
+        )
+    if batch.length % (mesh.sequence * mesh.tensor):
+        raise UsageError(
+            f"--mesh {mesh} cuts the tokens of a row over sequence x tensor = "
+            f"{mesh.sequence * mesh.tensor} devices, which does not divide --length {batch.length}"
+        )
 
 
 def scans(scan: Literal["auto", "on", "off"], model: models.HybridConfig) -> bool:

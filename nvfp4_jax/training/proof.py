@@ -30,6 +30,7 @@ from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.config import at_least, check_microbatches
 from nvfp4_jax.training.distributed import is_first
 from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.exact import OPTIONS
 from nvfp4_jax.training.files import write_atomically
 from nvfp4_jax.training.mesh import MeshShape, make_mesh
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
@@ -80,9 +81,10 @@ def prove_step(
     batch = batch_shapes(mesh, shape.microbatches, shape.batch, shape.length)
     arguments, notes = (state, batch, key), rule_notes(recipe, model, config.num_blocks)
     if gpu is None:
-        compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+        lowered = jax.jit(step, donate_argnums=0).lower(*arguments)
+        compiled = lowered.compile(compiler_options=OPTIONS)
         return read_proof(compiled, table, mesh, notes)
-    compiled = compile_for(mesh, step, *arguments, donate_argnums=0)
+    compiled = compile_for(mesh, step, *arguments, donate_argnums=0, compiler_options=OPTIONS)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         return read_proof(compiled, table, mesh, notes)
 

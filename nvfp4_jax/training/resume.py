@@ -21,7 +21,7 @@ from nvfp4_jax.training.corpus import describe_change
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.prepare import Run
 from nvfp4_jax.training.recovery import newest
-from nvfp4_jax.training.sharding import sharding
+from nvfp4_jax.training.sharding import placed_shapes, state_shardings
 from nvfp4_jax.training.state import TrainState, initial_state
 
 Start = tuple[TrainState, dict | None]
@@ -34,19 +34,20 @@ def begin(run: Run, say: Callable[[str], None]) -> Start:
       UsageError: the workdir holds another run (the message says what differs), or checkpoints of
         which none is whole.
     """
-    layout = sharding(run.mesh)
-    fresh = jax.jit(
-        lambda: initial_state(run.program.config, run.optimizer, run.config.seed),
-        out_shardings=layout,
-    )
+
+    def initial() -> TrainState:
+        return initial_state(run.program.config, run.optimizer, run.config.seed)
+
+    shapes = jax.eval_shape(initial)
+    layouts = state_shardings(run.mesh, shapes)
+    abstract = placed_shapes(shapes, layouts)
     found = newest(run.config.workdir / "checkpoints", say)
     if found is not None:
         check_same_run(run, found.run)
-        abstract = checkpoint.abstract_state(jax.eval_shape(fresh), layout)
         state = checkpoint.load(found, abstract)
         say(f"continuing from step {found.step}")
         return state, found.position
-    return fresh(), None
+    return jax.jit(initial, out_shardings=layouts)(), None
 
 
 def check_same_run(run: Run, before: dict) -> None:

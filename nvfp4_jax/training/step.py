@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from nvfp4_jax import models
 from nvfp4_jax.keys import layer_key
@@ -33,6 +34,7 @@ from nvfp4_jax.training.binding import (
     weight_amaxes,
 )
 from nvfp4_jax.training.loss import LOGITS_IN_MEMORY, cross_entropy_sum
+from nvfp4_jax.training.sharding import laid_out, parameter_sharding
 from nvfp4_jax.training.state import Parameters, TrainState, assemble
 
 Arrays = dict[str, jax.Array]
@@ -47,12 +49,14 @@ class Program:
       definition: the model without its parameters.
       remat: what is kept for the backward pass, as in `models.apply_blocks`.
       scan: whether blocks that repeat are traced once.
+      mesh: the devices that share the work; None for one.
     """
 
     config: models.HybridConfig
     definition: nnx.GraphDef
     remat: models.Remat = "none"
     scan: bool = False
+    mesh: Mesh | None = None
 
 
 class Measured(NamedTuple):
@@ -90,13 +94,20 @@ def loss_sum(
     # a quantized head has one amax for all its tokens, so they cannot come in chunks
     in_memory = batch["targets"].size * program.config.vocabulary
     return cross_entropy_sum(
-        model.head,
+        *_function_of(model.head),
         model.readout(hidden),
         batch["targets"],
         batch["mask"],
         vocabulary=program.config.vocabulary,
         logits_in_memory=in_memory if head_precision.quantized else LOGITS_IN_MEMORY,
+        mesh=None if head_precision.quantized else program.mesh,
     )
+
+
+def _function_of(linear: nnx.Linear) -> tuple[Callable[[Any, jax.Array], jax.Array], nnx.State]:
+    """(f, weights) with f(weights, x) what `linear(x)` is."""
+    graph, weights = nnx.split(linear)
+    return lambda weights, x: nnx.merge(graph, weights)(x), weights
 
 
 def find_repeats(program: Program, table: Table) -> tuple[models.Repeat, ...]:
@@ -120,7 +131,8 @@ def gradients(
             key_here = jax.random.fold_in(key, index)
             return loss_sum(program, table, parameters, microbatch, key_here, amaxes) / targets
 
-        return jax.value_and_grad(loss)(parameters)
+        value, grads = jax.value_and_grad(loss)(parameters)
+        return value, _as_stored(program, grads)
 
     if count == 1:
         return one({name: array[0] for name, array in batch.items()}, jnp.uint32(0))
@@ -130,6 +142,14 @@ def gradients(
 
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, parameters))
     return jax.lax.scan(add, zeros, (batch, jnp.arange(count, dtype=jnp.uint32)))[0]
+
+
+def _as_stored(program: Program, grads: Parameters) -> Parameters:
+    """Gradients laid out as their weights: summed over devices, each keeps what it will update."""
+    if program.mesh is None:
+        return grads
+    layouts = {p: parameter_sharding(program.mesh, p, g.shape) for p, g in grads.items()}
+    return jax.lax.with_sharding_constraint(grads, layouts)
 
 
 def make_step(
@@ -145,7 +165,8 @@ def make_step(
 
     def step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Measured]:
         key = jax.random.fold_in(key, state.step)
-        loss, grads = gradients(program, table, state.parameters, batch, key)
+        with laid_out(program.mesh):
+            loss, grads = gradients(program, table, state.parameters, batch, key)
         norm = optax.tree.norm(grads)
         rate = jnp.asarray(schedule(state.step), jnp.float32)
         updates, moments = optimizer.update(grads, state.optimizer, state.parameters)
@@ -172,7 +193,8 @@ def make_evaluation(
     def evaluate(
         parameters: Parameters, batch: Arrays, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        total = loss_sum(program, table, parameters, batch, key)
+        with laid_out(program.mesh):
+            total = loss_sum(program, table, parameters, batch, key)
         return total, jnp.sum(batch["mask"], dtype=jnp.float32)
 
     return evaluate

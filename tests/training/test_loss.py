@@ -21,7 +21,8 @@ def plain(weight, hidden, targets, mask):
 def chunked(logits_in_memory):
     def loss(weight, hidden, targets, mask):
         return cross_entropy_sum(
-            lambda h: h @ weight,
+            lambda weight, h: h @ weight,
+            weight,
             hidden,
             targets,
             mask,

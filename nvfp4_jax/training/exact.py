@@ -1,0 +1,12 @@
+"""What XLA is told about numbers: to round where the program rounds.
+
+By itself XLA drops a rounding to bf16 that is followed by a cast back to FP32, if both end up in
+one fusion ("excess precision"). What a step computes would then depend on how it was fused, and
+with it on the mesh: the gradients of a small model on eight devices differ from those on one by
+5e-4 of their norm with it, by 2e-7 without.
+"""
+
+from __future__ import annotations
+
+OPTIONS: dict[str, bool | int | str] = {"xla_allow_excess_precision": False}
+"""For `lowered.compile(compiler_options=...)` or `jax.jit(..., compiler_options=...)`."""
