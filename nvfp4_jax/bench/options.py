@@ -93,12 +93,13 @@ class Step:
       rounds: Steps timed of each variant, in turns with the others; the median counts.
       json: File to write the figures to, besides the table.
       models: Presets or JSON files; 150m and 1b on a GPU and tiny on a CPU if left out.
-      batch: Rows a step.
+      batch: Rows a step, of all devices together.
       length: Tokens a row; 4096 on a GPU and 256 on a CPU if left out.
       documents: Documents packed into a row, of equal length.
       recipe: Recipes to compare with bf16.
       remat: What to keep for the backward pass, as in training.
       scan: Whether to trace repeated blocks once, as in training.
+      mesh: Devices and what is cut over them, as in training: data=2,fsdp=4.
     """
 
     rounds: int = 15
@@ -110,6 +111,7 @@ class Step:
     recipe: tuple[str, ...] = ("nvfp4",)
     remat: Remat = "none"
     scan: Scan = "auto"
+    mesh: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

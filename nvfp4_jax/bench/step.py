@@ -45,7 +45,7 @@ def measure(options: Step, say: Callable[[str], None]) -> Section:
     check(options, models)
     at_least_one("--documents", options.documents)
     rows = [row for model in models for row in _rows(model, options, say)]
-    facts = {name: getattr(options, name) for name in ("remat", "scan", "documents")}
+    facts = {name: getattr(options, name) for name in ("remat", "scan", "mesh", "documents")}
     return Section("step", "Training steps, as ratios to bf16", COLUMNS, rows, facts)
 
 
@@ -81,6 +81,7 @@ def _rows(model: str, options: Step, say: Callable[[str], None]) -> list[Row]:
         documents=options.documents,
         remat=options.remat,
         scan=options.scan,
+        mesh=options.mesh,
         say=say,
     )
     size, peaks = f"{options.batch}x{length}", risen(figures)
