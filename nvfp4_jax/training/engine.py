@@ -22,8 +22,14 @@ from nvfp4_jax.training.exact import OPTIONS
 from nvfp4_jax.training.prepare import Phase, Run
 from nvfp4_jax.training.proof import batch_shapes
 from nvfp4_jax.training.sharding import batch_sharding, rows_here, sharding, state_shardings
-from nvfp4_jax.training.state import TrainState
-from nvfp4_jax.training.step import Arrays, Measured, make_evaluation, make_step
+from nvfp4_jax.training.state import Parameters, TrainState
+from nvfp4_jax.training.step import (
+    Arrays,
+    Measured,
+    make_evaluation,
+    make_gradients,
+    make_step,
+)
 
 Judge = Callable[[Phase, jax.stages.Compiled], None]
 
@@ -71,6 +77,15 @@ class Engine:
         losses, targets = zip(*jax.device_get(sums), strict=True)
         count = sum(map(int, targets))
         return sum(map(float, losses)) / max(count, 1), count
+
+    def gradients(
+        self, state: TrainState, number: int, batch: Batch
+    ) -> tuple[jax.Array, Parameters]:
+        """(mean loss, its gradients) of step `number`, as the step sees them; for comparisons."""
+        run, key = self._run, jax.random.fold_in(self._key, number)
+        of_batch = make_gradients(run.program, run.phase(number).table)
+        find = jax.jit(of_batch, compiler_options=OPTIONS)
+        return find(state.parameters, self._place(batch), key)
 
     def diagnose(self, state: TrainState, number: int, batch: Batch) -> str:
         """Where step `number` went bad, given the parameters it left as they were."""

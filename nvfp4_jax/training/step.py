@@ -152,6 +152,20 @@ def _as_stored(program: Program, grads: Parameters) -> Parameters:
     return jax.lax.with_sharding_constraint(grads, layouts)
 
 
+def make_gradients(
+    program: Program, table: Table
+) -> Callable[[Parameters, Arrays, jax.Array], tuple[jax.Array, Parameters]]:
+    """(mean loss, its gradients) of a batch (microbatches, rows, length); not jitted."""
+
+    def of_batch(
+        parameters: Parameters, batch: Arrays, key: jax.Array
+    ) -> tuple[jax.Array, Parameters]:
+        with laid_out(program.mesh):
+            return gradients(program, table, parameters, batch, key)
+
+    return of_batch
+
+
 def make_step(
     program: Program,
     table: Table,
@@ -163,10 +177,11 @@ def make_step(
     The function returned takes the state, a batch (microbatches, rows, length) and the run's key.
     """
 
+    of_batch = make_gradients(program, table)
+
     def step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Measured]:
         key = jax.random.fold_in(key, state.step)
-        with laid_out(program.mesh):
-            loss, grads = gradients(program, table, state.parameters, batch, key)
+        loss, grads = of_batch(state.parameters, batch, key)
         norm = optax.tree.norm(grads)
         rate = jnp.asarray(schedule(state.step), jnp.float32)
         updates, moments = optimizer.update(grads, state.optimizer, state.parameters)
