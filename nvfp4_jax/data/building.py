@@ -27,14 +27,13 @@ def building(out: Path) -> Iterator[Path]:
     """
     check_free(out)
     place = out.absolute().with_name(f".{out.absolute().name}.preparing")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.mkdir()
-    except FileExistsError:
+    if place.exists():
         raise UsageError(
             f"--out {out}: {place} is there: another process prepares it now, or was killed; in "
             f"that case remove it (rm -r {place})"
-        ) from None
+        )
+    try:
+        place.mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot make the folder: {error.strerror}") from None
     try:

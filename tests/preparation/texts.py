@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -46,5 +47,4 @@ def write_parquet(path: Path, texts: list[str | None], field: str = "text") -> P
 def prepared(out: Path, *sources: Path | str, **options) -> PreparedCorpus:
     """What the command makes of the sources."""
     words = tuple(str(source) for source in sources)
-    with (out.parent / "output.txt").open("a") as file:
-        return prepare(Prepare(sources=words, out=out, **options), Console(file=file))
+    return prepare(Prepare(sources=words, out=out, **options), Console(file=io.StringIO()))
