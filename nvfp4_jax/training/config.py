@@ -32,10 +32,11 @@ class TrainConfig:
       model: A preset (tiny, 150m, ...) or a JSON file with the fields of a HybridConfig.
       recipe: A recipe's name (nvfp4, bf16, ...) or the path of a TOML file.
       steps: Length of the run.
-      data: Folder of UTF-8 text files; Python's standard library if left out.
+      data: Folder of UTF-8 text files, a byte a token, or one that nvfp4 data prepare made;
+        Python's standard library if left out.
       seed: Decides the initial weights, the order of the data and the stochastic rounding.
       batch: Rows a step.
-      length: Tokens (bytes) a row.
+      length: Tokens a row.
       microbatches: Parts a batch is computed in, their gradients added in FP32.
       learning_rate: Its stable value, between warm-up and decay.
       warmup: Steps of linear warm-up; a tenth of the run, at most 100, if left out.
@@ -51,7 +52,7 @@ class TrainConfig:
         if the recipe says so), or only what passes between blocks.
       scan: Whether to trace repeated blocks once: faster to compile, slower to run, since what
         each repeat keeps is copied (27 ms of a step's 121 for 150m on an H100). auto: from 24
-        blocks on.
+        blocks on, in runs of less than 1000 steps or on several devices.
       mesh: Devices and what is cut over them, data=2,fsdp=4,sequence=1,tensor=2; axes that are
         left out are 1, and all of it left out is one device.
       distributed: How several processes meet, each on its own devices: slurm (under srun), mpi

@@ -19,6 +19,7 @@ from nvfp4_jax.training.binding import Table
 from nvfp4_jax.training.data import Batch
 from nvfp4_jax.training.diagnose import first_bad_layer
 from nvfp4_jax.training.exact import OPTIONS
+from nvfp4_jax.training.overlap import compiler_options
 from nvfp4_jax.training.prepare import Phase, Run
 from nvfp4_jax.training.proof import batch_shapes
 from nvfp4_jax.training.sharding import batch_sharding, rows_here, sharding, state_shardings
@@ -114,7 +115,9 @@ class Engine:
         batch = batch_shapes(run.mesh, config.microbatches, config.batch, config.length)
         layouts = state_shardings(run.mesh, state), self._everywhere
         jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
-        return jitted.lower(state, batch, self._key).compile(compiler_options=OPTIONS)
+        return jitted.lower(state, batch, self._key).compile(
+            compiler_options=OPTIONS | compiler_options(run.mesh)
+        )
 
     def _compile_evaluation(self, table: Table) -> Callable:
         evaluate = make_evaluation(self._run.program, table)
