@@ -24,11 +24,11 @@ from nvfp4_jax.training.workdir import EVALUATION, METRICS, TIMINGS
 TAGS = {  # file -> field -> what TensorBoard calls it
     METRICS: {
         "loss": "training/loss",
-        "grad_norm": "training/gradient norm",
-        "learning_rate": "training/learning rate",
+        "grad_norm": "training/gradient_norm",
+        "learning_rate": "training/learning_rate",
     },
-    TIMINGS: {"tokens_per_second": "speed/tokens per second"},
-    EVALUATION: {"loss": "held out/loss", "bits_per_byte": "held out/bits per byte"},
+    TIMINGS: {"tokens_per_second": "speed/tokens_per_second"},
+    EVALUATION: {"loss": "held_out/loss", "bits_per_byte": "held_out/bits_per_byte"},
 }
 
 

@@ -32,9 +32,7 @@ class Journal:
       stack: closes what is opened here.
     """
 
-    def __init__(
-        self, run: Run, done: int, console: Console, stack: contextlib.ExitStack
-    ) -> None:
+    def __init__(self, run: Run, done: int, console: Console, stack: contextlib.ExitStack) -> None:
         config = run.config
         self._run, self._plotted = run, time.monotonic()
         self._bytes_per_target = bytes_per_target(

@@ -22,6 +22,7 @@ import jax
 from rich.console import Console
 
 from nvfp4_jax.training import checkpoint
+from nvfp4_jax.training.board import check_installed
 from nvfp4_jax.training.compilation import compilation_cache
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import AnyCorpus
@@ -76,7 +77,7 @@ def console_here() -> Console:
 
 def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> Summary:
     began = time.monotonic()
-    run = agreed(lambda: prepare(config, corpus), facts)
+    run = agreed(lambda: _checked(config, corpus), facts)
     cache = config.compilation_cache or config.workdir / COMPILED
     with contextlib.ExitStack() as stack:
         if not config.workdir.exists():
@@ -97,6 +98,12 @@ def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> S
         write_plot(run)
     seconds = time.monotonic() - began
     return summarize(config.workdir, int(loop.state.skipped), seconds, stopped_by)
+
+
+def _checked(config: TrainConfig, corpus: AnyCorpus | None) -> Run:
+    if config.tensorboard:
+        check_installed()
+    return prepare(config, corpus)
 
 
 def _describe(run: Run) -> None:
