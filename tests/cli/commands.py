@@ -1,7 +1,8 @@
 """Malformed command lines, and what the one message must say.
 
 Each case: the words after `nvfp4`, and parts of the message, the place first, then the remedy.
-`{tmp}` stands for a fresh folder that holds `file.txt`, `model.json` (malformed) and `empty/`.
+`{tmp}` stands for a fresh folder that holds `file.txt`, `model.json` (malformed), `lines.jsonl`
+(whose second line is none), `empty/` and `half/` (a shard and no manifest).
 """
 
 from __future__ import annotations
@@ -63,6 +64,33 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "train --workdir {tmp}/run --data {tmp}/empty",
         ("--data", "holds no files", "put UTF-8 text files"),
     ),
+    "half-made-data": (
+        "train --workdir {tmp}/run --data {tmp}/half",
+        ("half: token shards without a manifest.json", "prepare it again"),
+    ),
+    "data-nothing": ("data", ("Expected one of", "prepare", "--help")),
+    "data-no-source": ("data prepare --out {tmp}/out", ("name a source", "debian-docs")),
+    "data-missing": (
+        "data prepare {tmp}/missing --out {tmp}/out",
+        ("missing: no such folder or file", "give a folder"),
+    ),
+    "data-no-json": (
+        "data prepare {tmp}/lines.jsonl --out {tmp}/out",
+        ("lines.jsonl, line 2: not JSON", "mend or remove the line"),
+    ),
+    "data-field": (
+        "data prepare {tmp}/lines.jsonl --field body --out {tmp}/out",
+        ("lines.jsonl, line 1: no field 'body'; it has text", "choose by --field"),
+    ),
+    "data-out": (
+        "data prepare {tmp}/lines.jsonl --out {tmp}/file.txt",
+        ("--out", "it is a file", "give a folder"),
+    ),
+    "data-vocabulary": (
+        "data prepare {tmp}/lines.jsonl --out {tmp}/out --vocabulary 9",
+        ("--vocabulary 9", "at least 257"),
+    ),
+    "data-verify": ("data verify {tmp}/empty", ("empty: no prepared folder", "data prepare")),
     "file-for-workdir": (
         "train --workdir {tmp}/file.txt",
         ("--workdir", "is a file", "give a folder"),

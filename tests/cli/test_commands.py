@@ -18,7 +18,7 @@ from ..training import micro
 def test_help_lists_the_commands(argv, capsys):
     main(argv)
     output = capsys.readouterr().out
-    assert all(command in output for command in ("train", "explain", "compare", "bench"))
+    assert all(command in output for command in ("train", "explain", "compare", "data", "bench"))
 
 
 @pytest.mark.parametrize("command", ["train", "explain", "compare"])
@@ -37,6 +37,14 @@ def test_help_of_a_benchmark_explains_every_flag(benchmark, capsys):
         main(["bench", benchmark, "--help"])
     assert exit.value.code == 0
     assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("task", "flag"), [("prepare", "--tokenizer"), ("verify", "FOLDER")])
+def test_help_of_data_explains_every_flag(task, flag, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["data", task, "--help"])
+    assert exit.value.code == 0
+    assert flag in capsys.readouterr().out
 
 
 def test_explain_the_12b_in_seconds(capsys):

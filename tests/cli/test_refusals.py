@@ -21,6 +21,9 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.json").write_text(MALFORMED_MODEL)
     (tmp_path / "recipe.toml").write_text(RECIPE_FOR_ANOTHER_MODEL)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "train-00000.npy").touch()
+    (tmp_path / "lines.jsonl").write_text('{"text": "a line"}\n{"text": \n')
     return tmp_path
 
 
