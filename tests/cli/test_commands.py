@@ -39,7 +39,7 @@ def test_help_of_a_benchmark_explains_every_flag(benchmark, capsys):
     assert "--json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("task", "flag"), [("prepare", "--tokenizer"), ("verify", "FOLDER")])
+@pytest.mark.parametrize(("task", "flag"), [("prepare", "--tokenizer"), ("verify", "SHA-256")])
 def test_help_of_data_explains_every_flag(task, flag, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["data", task, "--help"])
