@@ -1,0 +1,161 @@
+"""Two real processes, joined by jax on this machine: the same run, and the same ends.
+
+They compute what one process computes on a mesh of the same shape, byte for byte: each sum over
+two devices has two terms, and those may be swapped. The model is an MLP of one block, since a
+process other than the first compiles anew at each start.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.random_kills import COMPARED, differing, lines, server, start, wait_until
+from nvfp4_jax.training import UsageError, train
+from nvfp4_jax.training.distributed import agreed, check_flags, is_first, joined, several
+
+from . import micro
+
+LOST_WITHIN_SECONDS = 60
+CHANGES = {"steps": 900, "save_every": 100, "eval_every": 300, "mesh": "data=2"}
+
+
+@dataclass
+class Pair:
+    """Two processes of a run and what they printed."""
+
+    processes: list[ForkServerProcess]
+    logs: list[Path]
+
+    def statuses(self, seconds: float) -> list[int | None]:
+        """How they ended; None for one that has not, after `seconds` for each."""
+        for process in self.processes:
+            process.join(seconds)
+        return [process.exitcode for process in self.processes]
+
+    def text(self, process: int) -> str:
+        """What one has printed, but for what Gloo says of itself."""
+        printed = self.logs[process].read_text().splitlines(keepends=True)
+        return "".join(line for line in printed if not line.startswith("[Gloo]"))
+
+
+@pytest.fixture(scope="module")
+def context() -> ForkServerContext:
+    return server()
+
+
+@pytest.fixture(scope="module")
+def small(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The inputs that differ from the micro run's: one block, one precision."""
+    folder = tmp_path_factory.mktemp("small")
+    model = {"pattern": "-", "hidden": 16, "vocabulary": 256, "ffn": 32}
+    recipe = micro.RECIPE.replace("blocks_1", "blocks_0").split("[[schedule]]")[0]
+    (folder / "model.json").write_text(json.dumps(model))
+    (folder / "recipe.toml").write_text(recipe)
+    return {"model": str(folder / "model.json"), "recipe": str(folder / "recipe.toml")}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def begin(context, inputs: Path, workdir: Path, changes: dict, second: dict | None = None) -> Pair:
+    """Start both; `second` changes what the second is told."""
+    meeting = {"distributed": f"127.0.0.1:{free_port()}", "processes": 2}
+    processes, logs = [], []
+    for i, own in enumerate(({}, second or {})):
+        told = changes | own | meeting | {"process": i}
+        logs.append(workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}-{i}.log"))
+        processes.append(start(context, micro.command(inputs, workdir, **told), logs[-1]))
+    return Pair(processes, logs)
+
+
+def signalled(pair: Pair, process: int, number: signal.Signals, workdir: Path, steps: int) -> None:
+    """Send a signal to one of them, `steps` steps further than the log is now."""
+    target = lines(workdir) + steps
+    wait_until(lambda: lines(workdir) >= target, pair.processes[0])
+    identity = pair.processes[process].pid
+    assert identity
+    os.kill(identity, number)
+
+
+def test_two_processes_equal_one_and_end_together(inputs, small, tmp_path, context):
+    changes = CHANGES | small
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(micro.config(inputs, one, **changes), Console(file=io.StringIO()))
+
+    pair = begin(context, inputs, two, changes)
+    signalled(pair, 1, signal.SIGKILL, two, steps=120)
+    killed = time.monotonic()
+    statuses = pair.statuses(LOST_WITHIN_SECONDS)
+    assert time.monotonic() - killed < LOST_WITHIN_SECONDS
+    assert statuses[1] == -signal.SIGKILL
+    assert statuses[0] not in (0, None), pair.text(0)
+    message = pair.text(0).splitlines()[-1]
+    assert message.startswith("nvfp4: process 0 of 2: process 1 was lost"), pair.text(0)
+    assert "Traceback" not in pair.text(0)
+
+    pair = begin(context, inputs, two, changes)
+    signalled(pair, 1, signal.SIGTERM, two, steps=20)
+    assert pair.statuses(LOST_WITHIN_SECONDS) == [0, 0], pair.text(0) + pair.text(1)
+    assert f"stopped by SIGTERM and saved at step {lines(two)};" in pair.text(0)
+    assert (two / "checkpoints" / str(lines(two))).is_dir()
+    assert lines(two) < CHANGES["steps"]
+
+    pair = begin(context, inputs, two, changes)
+    assert pair.statuses(LOST_WITHIN_SECONDS) == [0, 0], pair.text(0) + pair.text(1)
+    assert "continuing from step" in pair.text(0)
+    assert all(name in os.listdir(two) for name in COMPARED)
+    assert differing(one, two) == []
+    assert "step" not in pair.text(1)  # one log: the second process shows nothing
+
+
+def test_different_commands_are_refused_by_both(inputs, small, tmp_path, context):
+    changes, workdir = CHANGES | small, tmp_path / "run"
+    pair = begin(context, inputs, workdir, changes, second={"eval_every": 150})
+    assert pair.statuses(LOST_WITHIN_SECONDS) == [2, 2]
+    for process in range(2):
+        assert (
+            "not about to do the same: eval_every is 300 on process 0 and 150 on process 1"
+            in pair.text(process)
+        )
+    pair = begin(context, inputs, workdir, changes, second={"recipe": "no-such-recipe"})
+    assert pair.statuses(LOST_WITHIN_SECONDS) == [2, 2]
+    for process in range(2):
+        assert "process 1 of 2: no recipe" in pair.text(process)
+        assert "Traceback" not in pair.text(process)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("host", 2, 0), r"--distributed host: give slurm, mpi or HOST:PORT"),
+        (("host:1234", None, 0), r"needs --processes N and --process I"),
+        (("host:1234", 2, 2), r"--process 2: give 0 to 1"),
+        (("slurm", 2, None), r"--processes 2 goes with .*slurm and mpi know it"),
+        ((None, None, 1), r"--process 1 goes with --distributed HOST:PORT; add that"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(flags, words):
+    with pytest.raises(UsageError, match=words):
+        check_flags(*flags)
+
+
+def test_a_process_alone_is_the_first_and_agrees_with_itself():
+    with joined(None, None, None):
+        assert is_first()
+        assert not several()
+        assert agreed(lambda: 7) == 7
