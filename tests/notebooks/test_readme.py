@@ -28,7 +28,7 @@ def commands() -> list[list[str]]:
     """Every `nvfp4 COMMAND ...` in a block or between backticks, as its words."""
     inline = re.findall(r"`(nvfp4 [^`]+)`", TEXT)
     typed = re.findall(
-        r"\bnvfp4 (?:train|explain|compare|bench) [^\n#&`]+", "\n".join(blocks("bash"))
+        r"\bnvfp4 (?:train|explain|compare|data|bench) [^\n#&`]+", "\n".join(blocks("bash"))
     )
     return [command.split()[1:] for command in inline + typed]
 
@@ -62,7 +62,7 @@ def test_the_report_shown_is_a_part_of_the_real_one():
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_a_command_has_the_options_it_is_shown_with(words, capsys):
-    parts = 2 if words[0] == "bench" else 1  # a benchmark is a command of its own
+    parts = 2 if words[0] in ("bench", "data") else 1  # a benchmark is a command of its own
     command, rest = words[:parts], words[parts:]
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command, "--help"])
@@ -73,7 +73,8 @@ def test_a_command_has_the_options_it_is_shown_with(words, capsys):
 
 def test_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)]+)\)", TEXT)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    headings = {"#" + h.lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", TEXT, re.M)}
+    assert [t for t in targets if t not in headings and not (ROOT / t).exists()] == []
 
 
 def test_every_shipped_recipe_and_preset_is_named():
