@@ -48,7 +48,7 @@ from nvfp4_jax.kernels.select import select
 from nvfp4_jax.operands import Scaled, Use, check_native, emulated, pack, prepare, scaled
 from nvfp4_jax.precision import GEMMS, LinearPrecision
 from nvfp4_jax.product import multiply
-from nvfp4_jax.residuals import Keep, Kept, kept_shardings, named, plan
+from nvfp4_jax.residuals import Keep, Kept, kept_shardings, laid_out_packed, named, plan
 from nvfp4_jax.scopes import gemm_scope, quantize_scope
 
 DotGeneral = Callable[..., Array]
@@ -64,6 +64,7 @@ def make_dot_general(
     implementation: str | None = None,
     weight_amax: Array | None = None,
     name: str | None = None,
+    gathered: NamedSharding | None = None,
 ) -> DotGeneral:
     """A `lax.dot_general` whose three GEMMs run in `linear_precision`.
 
@@ -88,6 +89,10 @@ def make_dot_general(
         by every microbatch of a step. It must be right: nothing checks it.
       name: the layer's path, under which profiles and `explain --compiled` show its products; it
         changes nothing else.
+      gathered: how the weight (2-D, on automatic mesh axes) is to lie when it is multiplied, where
+        it is stored in more parts than that. If it has the same NVFP4 values for Fprop and Dgrad
+        and both are emulated, it then travels packed, at 4.5 bits an element, and is kept so for
+        the backward pass; otherwise this changes nothing. Never a bit of the result.
 
     Raises:
       ValueError: a key is needed and missing, or the implementation cannot run here or does not
@@ -115,7 +120,8 @@ def make_dot_general(
         dtype = jnp.dtype(preferred_element_type or lhs.dtype)
         numbers = _hashable(dimension_numbers)
         sharding = _output_sharding(lhs, rhs, numbers, out_sharding)
-        call = _Call(linear_precision, numbers, dtype, implementation, sharding, name)
+        _check_gathered(lhs, rhs, gathered)
+        call = _Call(linear_precision, numbers, dtype, implementation, sharding, name, gathered)
         check_native(linear_precision, implementation, matrix=not call.dims(lhs, rhs)[0].batch)
         return _linear(call, lhs, rhs, key, weight_amax)
 
@@ -132,6 +138,7 @@ class _Call:
     implementation: str | None
     sharding: Any
     name: str | None
+    gathered: NamedSharding | None
 
     def dims(self, lhs: Any, rhs: Any) -> tuple[Dims, Dims]:
         return operand_dims(self.numbers, lhs.shape, rhs.shape)
@@ -153,7 +160,8 @@ def _forward(call, lhs, rhs, key, weight_amax):
     mesh = explicit_mesh(lhs, rhs)
     x_dims, _ = call.dims(lhs, rhs)
     matrix = not x_dims.batch and lhs.size > 0
-    keep = plan(call.precision, call.implementation, mesh is not None, matrix)
+    travels = call.gathered is not None
+    keep = plan(call.precision, call.implementation, mesh is not None, matrix, travels)
     fprop = partial(_fprop, call, keep)
     arrays = lhs, rhs, key, weight_amax
     shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, *arrays)
@@ -182,15 +190,26 @@ def _fprop(
     return y.reshape(shape), kept_x, kept_w
 
 
-def _weight(call, key, keep: Keep, w, dtype, amax) -> tuple[Scaled, Operand | None]:
+def _weight(call, key, keep: Keep, w, dtype, amax) -> tuple[Scaled, Operand | Packed | None]:
     """Fprop's weight, and Dgrad's if it is to be kept: the same values, as codes laid otherwise."""
     uses = [(FPROP_WEIGHT, w), (DGRAD_WEIGHT, w.swapped())]
+    if keep.weight == "packed":
+        with quantize_scope("weight"):
+            packed = pack(call.precision, key, call.implementation, *uses[0], dtype, amax)
+        return _unpacked(call, w.axes, packed), packed
     if keep.weight != "operand":
         return _ready(call, key, uses[:1], dtype, amax)[0], None
     matrix = w.batch is None and w.array.size > 0
     both_ways = all(emulated(call.precision, g, call.implementation, matrix) for g in GEMMS[:2])
     one, *other = _ready(call, key, uses[:1] if both_ways else uses, dtype, amax)
     return one, (other[0] if other else one).operand
+
+
+def _unpacked(call, axes, packed: Packed) -> Scaled:
+    """A packed weight, gathered and unpacked where it is multiplied."""
+    with quantize_scope("weight"):
+        whole = laid_out_packed(packed, call.gathered)
+        return scaled(axes, select(call.implementation).from_packed(whole))
 
 
 def _ready(call, key, uses, dtype=None, amax=None) -> tuple[Scaled, ...]:
@@ -222,7 +241,9 @@ def _gradients(call, dy, kept: Kept, key, weight_amax) -> tuple[Array, Array]:
 
 def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax) -> Array:
     x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
-    if isinstance(kept.weight, Operand):
+    if isinstance(kept.weight, Packed):
+        w_ready = _unpacked(call, merged_axes(w_dims).swapped(), kept.weight)
+    elif isinstance(kept.weight, Operand):
         w_ready = scaled(merged_axes(w_dims).swapped(), kept.weight)
     else:
         uses = [(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())]
@@ -287,6 +308,20 @@ def _output_sharding(lhs, rhs, numbers, out_sharding):
         return lax.dot_general(a, b, numbers, out_sharding=out_sharding)
 
     return jax.eval_shape(product, lhs, rhs).sharding
+
+
+def _check_gathered(lhs, rhs, layout: NamedSharding | None) -> None:
+    if layout is None:
+        return
+    if explicit_mesh(lhs, rhs) is not None:
+        raise ValueError(
+            "gathered = ... is for automatic mesh axes; with explicit axes reshard the weight"
+        )
+    if rhs.ndim != 2 or len(layout.spec) != 2:
+        raise ValueError(
+            f"gathered = {layout.spec}: give a layout of two axes, for a weight of two; this one "
+            f"has shape {rhs.shape}"
+        )
 
 
 def _check_arguments(lhs, rhs, precision, preferred_element_type):

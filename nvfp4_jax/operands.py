@@ -150,10 +150,12 @@ def pack(
     implementation: str | None,
     use: Use,
     view: Merged,
+    dtype: DTypeLike | None = None,
+    amax: Array | None = None,
 ) -> Packed:
-    """A use's operand at its stored size, for the backward pass."""
-    request = request_for(precision, key, use, view)
-    return select(implementation).to_packed(view.array, request)
+    """A use's operand at its stored size, to be kept or sent; arguments as of `prepare`."""
+    request = _told(request_for(precision, key, use, view), amax)
+    return select(implementation).to_packed(view.array, request, dtype)
 
 
 def scaled(axes: Axes, operand: Operand) -> Scaled:

@@ -11,7 +11,8 @@ hand already. Which form is kept changes memory and time, never bits:
 
 An operand of 4-bit codes is packed as it is. A weight in square tiles has the same values for Fprop
 and Dgrad, so it is quantized once; as codes, which are contracted along their last axis, from one
-read for both.
+read for both. Where its parts lie on several devices it can be kept, and gathered, packed: each
+device unpacks the whole for each use.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from nvfp4_jax.contraction import Dims, merged_spec
 from nvfp4_jax.kernels.request import Native, Operand, Packed
 from nvfp4_jax.kernels.select import select, select_native
 from nvfp4_jax.operands import emulated
-from nvfp4_jax.precision import LinearPrecision
+from nvfp4_jax.precision import GEMMS, LinearPrecision
 from nvfp4_jax.quantizer import Quantizer
 
 LINEAR_INPUT = "linear_input"
@@ -40,7 +41,7 @@ class Keep(NamedTuple):
     """How the two tensors of a linear are kept."""
 
     input: Literal["tensor", "operand", "packed"] = "tensor"
-    weight: Literal["tensor", "operand"] = "tensor"
+    weight: Literal["tensor", "operand", "packed"] = "tensor"
 
 
 @jax.tree_util.register_dataclass
@@ -49,18 +50,22 @@ class Kept:
     """The residuals of one linear, and what its tensors were."""
 
     input: Array | Operand | Packed
-    weight: Array | Operand
+    weight: Array | Operand | Packed
     lhs: Any = field(metadata={"static": True})  # shape, dtype and sharding
     rhs: Any = field(metadata={"static": True})
 
 
 def plan(
-    precision: LinearPrecision, implementation: str | None, explicit: bool, matrix: bool
+    precision: LinearPrecision,
+    implementation: str | None,
+    explicit: bool,
+    matrix: bool,
+    gathered: bool = False,
 ) -> Keep:
     """What to keep: packed if the recipe says so, else what saves a pass over memory.
 
     On a mesh with explicit axes the tensors themselves are kept, whose sharding is known. `matrix`
-    is as of `operands.emulated`.
+    is as of `operands.emulated`, `gathered` whether a weight travels before it is multiplied.
     """
     native = emulated(precision, "wgrad", implementation, matrix) is None
     if precision.residuals == "packed":
@@ -69,7 +74,11 @@ def plan(
         kernels = (native and select_native(implementation)) or select(implementation)
         one_read = kernels.ONE_READ and precision.wgrad.input != "bf16"
         input = "operand" if one_read and not explicit else "tensor"
-    return Keep(input, "operand" if _same_both_ways(precision) and not explicit else "tensor")
+    if explicit or not _same_both_ways(precision):
+        return Keep(input, "tensor")
+    on_codes = any(emulated(precision, g, implementation, matrix) is None for g in GEMMS[:2])
+    packed = gathered and not on_codes and precision.fprop.weight.format == "nvfp4"
+    return Keep(input, "packed" if packed else "operand")
 
 
 def _same_both_ways(precision: LinearPrecision) -> bool:
@@ -109,3 +118,15 @@ def kept_shardings(mesh: Any, run: Callable, dims: Dims, y: Any, lhs: Array, *re
 
 def _unplaced(array: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def laid_out_packed(packed: Packed, layout: NamedSharding) -> Packed:
+    """The packed weight laid out as it is to be multiplied: what travels are codes and scales."""
+
+    def place(leaf: Array) -> Array:
+        if leaf.ndim != len(layout.spec):
+            return leaf  # the tensor scale
+        fitting = fitting_sharding(layout.mesh, layout.spec, leaf.shape)
+        return jax.lax.with_sharding_constraint(leaf, fitting)
+
+    return jax.tree.map(place, packed)

@@ -105,7 +105,7 @@ def to_packed(x: Float[Array, "..."], request: Request, dtype: DTypeLike | None 
     view = views.view(seen, [request])
     static = ((views.copy_of(request, x.ndim),), round_to_bf16, views.target())
     signs, keys = views.signs_of([request]), views.keys_of([request])
-    amax = _amax_bits(*static)(view, signs)
+    amax = amax_of([request], view, signs, *static)
     codes, scale = _packed(*static)(view, amax, signs, keys)
     axis = request.axis % x.ndim
     length = xla.rotated_length(x.shape[axis], request.quantizer)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from nvfp4_jax.dot_general import make_dot_general
 from nvfp4_jax.keys import layer_hash
@@ -31,6 +32,7 @@ from nvfp4_jax.scopes import joined
 _BLOCK = re.compile(r"/(\d+)/")  # a block's number, which a recipe's paths write blocks_3
 Table = tuple[tuple[str, LinearPrecision], ...]
 Amaxes = dict[str, jax.Array]
+Gathered = Callable[[str, tuple[int, ...]], NamedSharding | None]
 Bind = Callable[[Any, tuple[int, ...], jax.Array | None], None]
 
 
@@ -73,13 +75,17 @@ def _has_plain_weight(precision: LinearPrecision) -> bool:
     return any(isinstance(w, Quantizer) and w.format == "nvfp4" and not w.rht for w in weights)
 
 
-def make_bind(table: Table, key: jax.Array, amaxes: Amaxes | None = None) -> Bind:
+def make_bind(
+    table: Table, key: jax.Array, amaxes: Amaxes | None = None, gathered: Gathered | None = None
+) -> Bind:
     """The callback that `models.apply_blocks` calls with each block about to run.
 
     Args:
       table: the precision of every layer.
       key: the microbatch's key (`keys.microbatch_key`), possibly traced.
       amaxes: of the weights, from `weight_amaxes`; left out, each product finds its own.
+      gathered: how a weight (its parameter's path, its shape) is to lie when it is multiplied, if
+        it is to travel packed; see `make_dot_general`.
     """
     precisions = dict(table)
 
@@ -88,7 +94,9 @@ def make_bind(table: Table, key: jax.Array, amaxes: Amaxes | None = None) -> Bin
             paths = [f"blocks_{i}/{name}" for i in indices]
             amax = _gathered(amaxes or {}, paths, repeat)
             folded = _fold(key, paths, repeat)
-            bind_linear(linear, precisions[paths[0]], folded, amax, joined(paths))
+            path = f"blocks/{indices[0]}/{name}/kernel"
+            layout = gathered(path, linear.kernel.shape) if gathered else None
+            bind_linear(linear, precisions[paths[0]], folded, amax, joined(paths), layout)
 
     return bind
 
@@ -99,13 +107,16 @@ def bind_linear(
     key: jax.Array,
     amax: jax.Array | None = None,
     name: str | None = None,
+    gathered: NamedSharding | None = None,
 ) -> None:
     """Let `linear` multiply in `precision`, drawing from `key` if it draws at all.
 
     `name` is what the compiled program calls it; see `scopes`.
     """
     own = key if precision.needs_key else None
-    linear.dot_general = make_dot_general(precision, key=own, weight_amax=amax, name=name)
+    linear.dot_general = make_dot_general(
+        precision, key=own, weight_amax=amax, name=name, gathered=gathered
+    )
 
 
 def linears(module: Any) -> list[tuple[str, nnx.Linear]]:

@@ -60,6 +60,8 @@ class TrainConfig:
       processes: With --distributed HOST:PORT: how many there are.
       process: With --distributed HOST:PORT: the number of this one, from 0.
       tensorboard: Write the logs for TensorBoard too, to WORKDIR/tensorboard.
+      gather: How quantized weights that are stored in parts (fsdp) travel: as 4-bit codes, unpacked
+        by every device for each use, or as bf16. auto: as codes between hosts.
       compilation_cache: Folder for compiled programs; WORKDIR/compilation-cache if left out.
       force_recipe: Continue a run although its recipe has changed.
       allow_fallback: Train although the compiled step does not do what the recipe says; without it
@@ -87,6 +89,7 @@ class TrainConfig:
     remat: Literal["none", "linear_inputs", "block"] = "none"
     scan: Literal["auto", "on", "off"] = "auto"
     mesh: str | None = None
+    gather: Literal["auto", "packed", "bf16"] = "auto"
     distributed: str | None = None
     processes: int | None = None
     process: int | None = None

@@ -10,6 +10,7 @@ from typing import Literal
 
 import flax
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -114,6 +115,7 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
             remat=config.remat,
             scan=scans(config.scan, model_config, config.steps, mesh.size),
             mesh=mesh if mesh.size > 1 else None,
+            gather_packed=gathers_packed(config.gather, mesh),
         ),
         model=model,
         phases=phases,
@@ -139,6 +141,19 @@ def check_mesh(mesh: MeshShape, batch: TrainConfig) -> None:
             f"--mesh {mesh} cuts the tokens of a row over sequence x tensor = "
             f"{mesh.sequence * mesh.tensor} devices, which does not divide --length {batch.length}"
         )
+
+
+def gathers_packed(gather: Literal["auto", "packed", "bf16"], mesh: Mesh) -> bool:
+    """Whether quantized weights that are stored in parts travel as 4-bit codes.
+
+    Left to us (`auto`), they do between hosts. Within one the network is fast, and unpacking the
+    whole weight on every device for each use costs more than the bytes.
+    """
+    if gather != "auto":
+        return gather == "packed"
+    rows = np.moveaxis(mesh.devices, mesh.axis_names.index("fsdp"), -1)
+    sharing = rows.reshape(-1, rows.shape[-1])[0]
+    return len({device.process_index for device in sharing}) > 1
 
 
 def scans(

@@ -84,6 +84,10 @@ def laid_out(mesh: Mesh | None) -> Iterator[None]:
         yield
 
 
+def _names(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
 def _parts(mesh: Mesh, axis: str) -> int:
     return math.prod(mesh.shape[name] for name in ACTIVATIONS[axis])
 
@@ -96,6 +100,16 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSh
     entries = [[n] if _shares(mesh, [n], size) else [] for n, size in _tensor_first(axes, shape)]
     _store(mesh, entries, axes, shape)
     return NamedSharding(mesh, PartitionSpec(*(tuple(entry) or None for entry in entries)))
+
+
+def gathered_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding | None:
+    """How this weight lies when it is multiplied; None where it is stored so."""
+    stored = parameter_sharding(mesh, path, shape).spec
+    entries = [_names(entry) for entry in stored]
+    if not any("fsdp" in names for names in entries):
+        return None
+    kept = (tuple(name for name in names if name != "fsdp") or None for names in entries)
+    return NamedSharding(mesh, PartitionSpec(*kept))
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from nvfp4_jax import models
 from nvfp4_jax.keys import layer_key
 from nvfp4_jax.training.binding import (
     Amaxes,
+    Gathered,
     Table,
     bind_linear,
     block_labels,
@@ -34,7 +36,7 @@ from nvfp4_jax.training.binding import (
     weight_amaxes,
 )
 from nvfp4_jax.training.loss import LOGITS_IN_MEMORY, cross_entropy_sum
-from nvfp4_jax.training.sharding import laid_out, parameter_sharding
+from nvfp4_jax.training.sharding import gathered_sharding, laid_out, parameter_sharding
 from nvfp4_jax.training.state import Parameters, TrainState, assemble
 
 Arrays = dict[str, jax.Array]
@@ -50,6 +52,7 @@ class Program:
       remat: what is kept for the backward pass, as in `models.apply_blocks`.
       scan: whether blocks that repeat are traced once.
       mesh: the devices that share the work; None for one.
+      gather_packed: whether quantized weights stored in parts travel as codes.
     """
 
     config: models.HybridConfig
@@ -57,6 +60,7 @@ class Program:
     remat: models.Remat = "none"
     scan: bool = False
     mesh: Mesh | None = None
+    gather_packed: bool = False
 
 
 class Measured(NamedTuple):
@@ -84,7 +88,7 @@ def loss_sum(
         model,
         model.embed(batch["tokens"]),
         batch["segment_ids"],
-        bind=make_bind(table, key, amaxes),
+        bind=make_bind(table, key, amaxes, _gathered(program)),
         repeats=repeats,
         remat=program.remat,
     )
@@ -102,6 +106,12 @@ def loss_sum(
         logits_in_memory=in_memory if head_precision.quantized else LOGITS_IN_MEMORY,
         mesh=None if head_precision.quantized else program.mesh,
     )
+
+
+def _gathered(program: Program) -> Gathered | None:
+    if program.mesh is None or not program.gather_packed:
+        return None
+    return partial(gathered_sharding, program.mesh)
 
 
 def _function_of(linear: nnx.Linear) -> tuple[Callable[[Any, jax.Array], jax.Array], nnx.State]:
