@@ -22,9 +22,10 @@ from rich.console import Console
 from nvfp4_jax.recipe import load_recipe
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import load_corpus
+from nvfp4_jax.training.distributed import is_first
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.files import write_atomically, write_json
-from nvfp4_jax.training.loop import train
+from nvfp4_jax.training.loop import console_here, train
 from nvfp4_jax.training.plot import Curve, plot_runs, read_curve
 from nvfp4_jax.training.prepare import prepare
 from nvfp4_jax.training.summary import Summary
@@ -64,7 +65,7 @@ def compare(
         empty; in both cases the same call continues.
       Diverged: as `train`.
     """
-    console = console or Console()
+    console = console or console_here()
     names = _names(recipes)
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: give a whole number of at least 1")
@@ -84,7 +85,10 @@ def compare(
                 return _stopped(summary, console)
             summaries[-1].append(summary)
     rows = _rows(names, summaries)
-    _write(config.workdir, rows, [_mean_curve(n, g) for n, g in zip(names, chosen, strict=True)])
+    if is_first():
+        _write(
+            config.workdir, rows, [_mean_curve(n, g) for n, g in zip(names, chosen, strict=True)]
+        )
     console.print(table(rows), highlight=False, markup=False, soft_wrap=True)
     return rows
 

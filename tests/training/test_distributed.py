@@ -7,12 +7,14 @@ process other than the first compiles anew at each start.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -20,7 +22,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.random_kills import COMPARED, differing, lines, server, start, wait_until
+from experiments.random_kills import (
+    COMPARED,
+    differing,
+    lines,
+    run_command,
+    server,
+    wait_until,
+)
 from nvfp4_jax.training import UsageError, train
 from nvfp4_jax.training.distributed import agreed, check_flags, is_first, joined, several
 
@@ -65,20 +74,58 @@ def small(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     return {"model": str(folder / "model.json"), "recipe": str(folder / "recipe.toml")}
 
 
+def by_address(process: int, port: int) -> tuple[dict, dict]:
+    """(flags, environment) of one of two that meet at a port."""
+    return {"distributed": f"127.0.0.1:{port}", "processes": 2, "process": process}, {}
+
+
+def by_slurm(process: int, port: int) -> tuple[dict, dict]:
+    """The same under SLURM, of whose environment jax takes the port from the job's number."""
+    told = {"JOB_ID": port - (2**16 - 2**12), "STEP_NODELIST": "localhost", "NTASKS": 2}
+    told |= {"PROCID": process, "LOCALID": process, "STEP_NUM_NODES": 1}
+    return {"distributed": "slurm"}, {f"SLURM_{name}": str(value) for name, value in told.items()}
+
+
+def by_open_mpi(process: int, port: int) -> tuple[dict, dict]:
+    """The same under Open MPI 4; version 5 is asked through mpi4py."""
+    told = {"COMM_WORLD_SIZE": 2, "COMM_WORLD_RANK": process, "COMM_WORLD_LOCAL_RANK": process}
+    told["MCA_orte_hnp_uri"] = f"{(port - (2**16 - 2**12)) * 2**12}.0;tcp://127.0.0.1:34911"
+    return {"distributed": "mpi"}, {f"OMPI_{name}": str(value) for name, value in told.items()}
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """One of those that jax chooses from under SLURM and MPI."""
+    for port in range(2**16 - 2**12 + os.getpid() % 2000, 2**16):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
-def begin(context, inputs: Path, workdir: Path, changes: dict, second: dict | None = None) -> Pair:
+def run_in(environment: dict[str, str], words: list[str], log: str) -> None:
+    """In a child: the command, as something that sets `environment` would start it."""
+    os.environ.update(environment)
+    run_command(words, log)
+
+
+def begin(
+    context: ForkServerContext,
+    inputs: Path,
+    workdir: Path,
+    changes: dict,
+    second: dict | None = None,
+    meet: Callable[[int, int], tuple[dict, dict]] = by_address,
+) -> Pair:
     """Start both; `second` changes what the second is told."""
-    meeting = {"distributed": f"127.0.0.1:{free_port()}", "processes": 2}
-    processes, logs = [], []
+    processes, logs, port = [], [], free_port()
     for i, own in enumerate(({}, second or {})):
-        told = changes | own | meeting | {"process": i}
-        logs.append(workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}-{i}.log"))
-        processes.append(start(context, micro.command(inputs, workdir, **told), logs[-1]))
+        flags, environment = meet(i, port)
+        words = micro.command(inputs, workdir, **(changes | own | flags))
+        log = workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}-{i}.log")
+        process = context.Process(target=run_in, args=(environment, words, str(log)))
+        process.start()
+        processes.append(process)
+        logs.append(log)
     return Pair(processes, logs)
 
 
@@ -122,21 +169,31 @@ def test_two_processes_equal_one_and_end_together(inputs, small, tmp_path, conte
     assert "step" not in pair.text(1)  # one log: the second process shows nothing
 
 
-def test_different_commands_are_refused_by_both(inputs, small, tmp_path, context):
-    changes, workdir = CHANGES | small, tmp_path / "run"
-    pair = begin(context, inputs, workdir, changes, second={"eval_every": 150})
-    assert pair.statuses(LOST_WITHIN_SECONDS) == [2, 2]
+@pytest.mark.parametrize(
+    ("meet", "second", "words"),
+    [
+        (by_slurm, {"eval_every": 150}, "eval_every is 300 on process 0 and 150 on process 1"),
+        (by_open_mpi, {"recipe": "no-such"}, "process 1 of 2: no recipe 'no-such'"),
+    ],
+)
+def test_what_one_process_is_told_wrongly_both_refuse(
+    inputs, small, tmp_path, context, meet, second, words
+):
+    workdir = tmp_path / "run"
+    pair = begin(context, inputs, workdir, CHANGES | small, second, meet)
+    assert pair.statuses(LOST_WITHIN_SECONDS) == [2, 2], pair.text(0) + pair.text(1)
     for process in range(2):
-        assert (
-            "not about to do the same: eval_every is 300 on process 0 and 150 on process 1"
-            in pair.text(process)
-        )
-    pair = begin(context, inputs, workdir, changes, second={"recipe": "no-such-recipe"})
-    assert pair.statuses(LOST_WITHIN_SECONDS) == [2, 2]
-    for process in range(2):
-        assert "process 1 of 2: no recipe" in pair.text(process)
+        assert words in pair.text(process)
         assert "Traceback" not in pair.text(process)
     assert not workdir.exists()
+
+
+def test_without_slurm_its_flag_is_refused(inputs, tmp_path):
+    with (
+        pytest.raises(UsageError, match=r"slurm tells this process nothing .* start it by srun"),
+        joined("slurm", None, None),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
