@@ -96,12 +96,11 @@ def _gather(readers: list[Reader], folder: Path, console: Console) -> Spool:
     documents = size = 0
     with part(console, "reading", len(readers)) as show:
 
-        def progress(reader: Reader, document: Document) -> None:
+        def progress(sources: int, document: Document) -> None:
             nonlocal documents, size
             documents += 1
             size += len(document.data)
-            words = f"{documents:,} documents, {size / 1e6:,.1f} MB of text"
-            show(readers.index(reader), words)
+            show(sources, f"{documents:,} documents, {size / 1e6:,.1f} MB of text")
 
         return gather(readers, folder / "spool", progress)
 

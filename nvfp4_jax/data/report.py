@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+EVERY = 0.1  # seconds between two looks of the bar; documents may come by the million
+
 Show = Callable[[int, str], None]
 
 
@@ -18,7 +20,8 @@ def part(console: Console, what: str, total: int | None) -> Iterator[Show]:
 
     Gives a function to call with the units done so far and a few words about them.
     """
-    began, last = time.monotonic(), ""
+    began = shown = time.monotonic()
+    last = ""
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -33,9 +36,11 @@ def part(console: Console, what: str, total: int | None) -> Iterator[Show]:
         task = bar.add_task(what, total=total, words="")
 
         def show(done: int, words: str) -> None:
-            nonlocal last
+            nonlocal last, shown
             last = words
-            bar.update(task, completed=done, words=words)
+            if time.monotonic() - shown > EVERY:
+                shown = time.monotonic()
+                bar.update(task, completed=done, words=words)
 
         yield show
     say(console, f"{what}: {last + ', ' if last else ''}{time.monotonic() - began:.0f} s")

@@ -68,7 +68,7 @@ def text_files(name: str, root: Path, paths: Sequence[Path]) -> Reader:
 
     def read(tally: Tally) -> Iterator[Document]:
         for path in paths:
-            document = Document(path.relative_to(root).as_posix(), read_file(path))
+            document = Document(_utf8(path.relative_to(root).as_posix()), read_file(path))
             content = hashlib.sha256(document.data).hexdigest()
             tally.digest.update(f"{document.path}\0{content}\n".encode())
             yield document
@@ -79,6 +79,14 @@ def text_files(name: str, root: Path, paths: Sequence[Path]) -> Reader:
 def visible_files(root: Path) -> list[Path]:
     """The files below a folder that are not hidden, in the order of their paths."""
     return sorted(path for path in root.rglob("*") if is_visible(root, path))
+
+
+def _utf8(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"the name of {path!r} is not UTF-8; rename the file") from None
+    return path
 
 
 def read_file(path: Path) -> bytes:

@@ -56,19 +56,22 @@ class Spool:
 
 
 def gather(
-    readers: Iterable[Reader], path: Path, progress: Callable[[Reader, Document], None]
+    readers: Iterable[Reader], path: Path, progress: Callable[[int, Document], None]
 ) -> Spool:
-    """Read every source and write what is in it to `path`; `progress` is told of each document.
+    """Read every source and write what is in it to `path`.
+
+    `progress` is told of each document, and of how many sources were read before its own. In
+    memory is a digest of each document, a hundred bytes.
 
     Raises:
       UsageError: a source that cannot be read, or no text in any.
     """
     writer, sources = _Writer(path), []
     with writer.file:
-        for reader in readers:
+        for number, reader in enumerate(readers):
             tally = Tally()
             for document in reader.read(tally):
-                progress(reader, document)
+                progress(number, document)
                 writer.add(document)
             sources.append(reader.note(tally))
     if not writer.documents:

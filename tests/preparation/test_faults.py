@@ -125,6 +125,13 @@ def test_records_that_are_none_are_named(content, tmp_path):
     assert listing(tmp_path) == before
 
 
+def test_names_that_are_no_text_are_shown(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "caf\udce9.txt").write_text("text")
+    with pytest.raises(UsageError, match=r"the name of 'caf.udce9.txt' is not UTF-8; rename"):
+        prepared(tmp_path / "out", tmp_path / "in", tokenizer="bytes")
+
+
 def test_columns_that_are_none_are_named(tmp_path):
     path = write_parquet(tmp_path / "in.parquet", ["a", "b"])
     cases = {
