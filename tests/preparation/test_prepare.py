@@ -78,6 +78,14 @@ def test_reading_crosses_the_ends_of_shards(bpe):
         assert (corpus.train.read(start, stop) == whole[start:stop]).all()
 
 
+def test_hosts_read_their_rows_from_shards(bpe):
+    options = {"batch": 4, "length": 50, "seed": 1}
+    whole, part = (training_batches(bpe[1].train, **options, rows=r) for r in (None, [3, 1]))
+    for _ in range(8):
+        ours, theirs = next(part), next(whole)
+        assert all((ours[name] == theirs[name][[3, 1]]).all() for name in theirs)
+
+
 def test_the_same_sources_make_the_same_files(folder, bpe, tmp_path):
     again = tmp_path / "again"
     prepared(again, folder, vocabulary=VOCABULARY, shard_tokens=100)
