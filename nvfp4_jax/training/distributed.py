@@ -95,23 +95,24 @@ def joined(distributed: str | None, processes: int | None, process: int | None) 
 
 
 def _initialize(distributed: str, processes: int | None, process: int | None) -> None:
-    timeouts = {
-        "initialization_timeout": JOIN_SECONDS,
-        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
-        "shutdown_timeout_seconds": END_SECONDS,
-    }
-    if distributed not in _STARTERS:
-        jax.distributed.initialize(
-            distributed, processes, process, cluster_detection_method="deactivate", **timeouts
-        )
-        return
+    starter = _STARTERS.get(distributed)
     logging.getLogger("jax._src.clusters.cluster").setLevel(logging.CRITICAL)  # said below
     try:
-        jax.distributed.initialize(cluster_detection_method=_method(distributed), **timeouts)
+        jax.distributed.initialize(
+            None if starter else distributed,
+            processes,
+            process,
+            cluster_detection_method=_method(distributed),
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=END_SECONDS,
+        )
     except (ValueError, RuntimeError) as error:
+        if starter is None:
+            raise
         raise UsageError(
             f"--distributed {distributed}: {distributed} tells this process nothing of others "
-            f"({error}); start it by {_STARTERS[distributed]}, or give HOST:PORT"
+            f"({error}); start it by {starter}, or give HOST:PORT"
         ) from None
 
 
@@ -124,10 +125,10 @@ def _name(distributed: str, processes: int | None, process: int | None) -> str:
 
 
 def _method(distributed: str) -> str:
-    """jax's name for it; MPIs other than Open MPI are asked through mpi4py."""
+    """jax's name for how to find the others; MPIs other than Open MPI are asked through mpi4py."""
     if distributed == "mpi":
         return "ompi" if "OMPI_COMM_WORLD_RANK" in os.environ else "mpi4py"
-    return distributed
+    return distributed if distributed in _STARTERS else "deactivate"
 
 
 def several() -> bool:
