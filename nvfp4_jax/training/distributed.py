@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nvfp4_jax.training.errors import UsageError, outcome
+from nvfp4_jax.training.errors import Diverged, UsageError, outcome
 from nvfp4_jax.training.last_words import read_by_another
 
 HEARTBEAT_SECONDS = 30  # without a sign of life for so long, a process counts as lost
@@ -223,8 +223,10 @@ def _leave(error: BaseException) -> None:
     os._exit(status)
 
 
-def _is_of_a_connection(error: BaseException) -> bool:
-    words = r"gloo|nccl|connection|coordination|heartbeat|unavailable"
-    return isinstance(error, jax.errors.JaxRuntimeError) and bool(
-        re.search(words, str(error), re.IGNORECASE)
-    )
+def _is_of_a_connection(error: BaseException | None) -> bool:
+    """Whether an error, or what led to it, is that another process could not be reached."""
+    if error is None or isinstance(error, UsageError | Diverged):
+        return False
+    words = r"gloo|nccl|coordination|connection (reset|closed|refused)|barrier|heartbeat"
+    found = re.search(words, str(error), re.IGNORECASE)
+    return bool(found) or _is_of_a_connection(error.__cause__ or error.__context__)
