@@ -101,6 +101,11 @@ def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> S
 
 
 def _checked(config: TrainConfig, corpus: AnyCorpus | None) -> Run:
+    if config.distributed is not None and not jax.distributed.is_initialized():
+        raise UsageError(
+            f"distributed={config.distributed!r} is honoured by the command line; in Python, call "
+            "train within nvfp4_jax.training.distributed.joined(...)"
+        )
     if config.tensorboard:
         check_installed()
     return prepare(config, corpus)
