@@ -1,4 +1,4 @@
-"""The command line: `nvfp4 train`, `explain`, `compare`, `data`, `bench`.
+"""The command line: `nvfp4 train`, `explain`, `compare`, `plan`, `data`, `bench`.
 
 A command is a frozen dataclass: its fields are the flags, its docstring the help. Exit status 0
 is success; 2 a request that cannot be honoured, with one message on standard error that names the
@@ -20,6 +20,7 @@ import tyro
 
 from nvfp4_jax.bench.options import All, Linear, Memory, Quantizers, Step
 from nvfp4_jax.data.options import Prepare, Verify
+from nvfp4_jax.planning.options import Plan
 from nvfp4_jax.quantizer import nearest_spelling
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.quiet import quieten_orbax
@@ -30,6 +31,7 @@ usage: nvfp4 COMMAND [OPTIONS]
   train     Train a model on text, with the numerics that a recipe says.
   explain   Show the precision of every layer of a model under a recipe.
   compare   Train under several recipes, on the same data and seeds, and show the gaps.
+  plan      Foresee a run on a cluster: memory, communication, time; find its mesh.
   data      Prepare texts as token shards, and verify them.
   bench     Measure quantizers, a linear layer, memory and steps, as ratios to BF16.
 
@@ -210,6 +212,12 @@ def _compare(options: Compare) -> None:
         compare(TrainConfig(**values), options.recipes, options.seeds)
 
 
+def _plan(options: Plan) -> None:
+    from nvfp4_jax.planning.run import plan
+
+    plan(options)
+
+
 def _data(options: Prepare | Verify) -> None:
     from nvfp4_jax.data.prepare import prepare
     from nvfp4_jax.data.verify import verify
@@ -230,6 +238,7 @@ _COMMANDS: dict[str, tuple[Any, Any]] = {
     "train": (TrainConfig, _train),
     "explain": (Explain, _explain),
     "compare": (Compare, _compare),
+    "plan": (Plan, _plan),
     "data": (Data, _data),
     "bench": (Bench, _bench),
 }

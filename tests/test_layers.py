@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "nvfp4_jax"
 # From the roof to the ground; a name with a slash is a package.
 PICTURE = {
     7: "cli __main__",
-    6: "training/ data/ bench/",  #              consumes models and recipes
+    6: "training/ data/ planning/ bench/",  #     consumes models and recipes
     5: "promotion linen nnx",  #           the two doors into Flax
     4: "recipe/ compiled/",  #             which layer, when, how; and what then ran
     3: "precision quantize operands product residuals dot_general einsum",  # GEMM by GEMM

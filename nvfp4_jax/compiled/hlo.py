@@ -111,6 +111,15 @@ class Program:
         return found
 
     @cached_property
+    def users(self) -> dict[tuple[str, str], list[str]]:
+        """(computation, name) -> names of the instructions there that have it as an operand."""
+        found: dict[tuple[str, str], list[str]] = {key: [] for key in self.instructions}
+        for i in self.instructions.values():
+            for name in dict.fromkeys(i.operands):
+                found[i.computation, name].append(i.name)
+        return found
+
+    @cached_property
     def runs(self) -> dict[str, int]:
         """computation -> how often it runs in one run of the program; loops multiply."""
         counts: dict[str, int] = {self.entry: 1}

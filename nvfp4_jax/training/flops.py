@@ -23,8 +23,16 @@ from __future__ import annotations
 
 from nvfp4_jax.models import HybridConfig
 
-PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 311.9e12, "L40S": 362.05e12}
-"""Dense bf16 FLOP/s of NVIDIA's data sheets (SXM), by a word of the device's name."""
+PEAKS = {
+    "A100": 311.9e12,
+    "L40S": 362.05e12,
+    "H100": 989.4e12,
+    "H200": 989.4e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "GB300": 2500e12,
+}
+"""Dense bf16 FLOP/s of NVIDIA's data sheets (SXM, HGX, NVL72), by a word of the device's name."""
 
 
 def step_flops(config: HybridConfig, tokens: int, length: int) -> dict[str, float]:
