@@ -83,10 +83,16 @@ def compile_(task: Task) -> dict[str, Any]:
         compiled = lone_step.compile_loss(task.step)
     taken = time.perf_counter() - start
     first_state = lone_step.compile_first_state(task.step)
-    pair = [serialize_executable.serialize(one) for one in (compiled, first_state)]
-    task.beside("pickle").write_bytes(pickle.dumps(pair))
+    task.beside("pickle").write_bytes(pickle.dumps([keep(compiled), keep(first_state)]))
     task.beside("hlo.gz").write_bytes(gzip.compress((compiled.as_text() or "").encode(), 3))
     return {"compile_seconds": taken, "planned_bytes": planned_bytes(compiled)}
+
+
+def keep(compiled: jax.stages.Compiled) -> tuple[bytes, Any, Any]:
+    """The program as bytes, and the trees around it."""
+    # closures that the compiler called, such as those that cut kernels over a mesh; no longer
+    compiled._executable._unloaded_executable.keepalive = None  # type: ignore[attr-defined]
+    return serialize_executable.serialize(compiled)
 
 
 def time_(task: Task) -> dict[str, Any]:
