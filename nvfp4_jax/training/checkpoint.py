@@ -70,8 +70,9 @@ class Checkpoints:
         if jax.process_index() == 0:
             with storing(folder):
                 folder.mkdir(exist_ok=True)
-            _clear(folder)
-            self._kept = {step: _age(folder / str(step)) for step in steps(folder)}
+                _clear(folder)
+                self._kept = {step: _age(folder / str(step)) for step in steps(folder)}
+                self._make_room()  # a lower `keep` is how a person makes room on a full disk
 
     def save(
         self, state: TrainState, step: int, *, run: dict[str, Any], position: dict[str, Any]
@@ -153,13 +154,6 @@ def describe(path: Path) -> Found:
 def load(found: Found, abstract: TrainState) -> TrainState:
     """The state of a checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says."""
     return ocp.load(str(found.path.absolute()), cast(Any, abstract))
-
-
-def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and dtypes of a state (arrays or their shapes) with the layout to load them in."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
-    )
 
 
 def _age(path: Path) -> Aged:

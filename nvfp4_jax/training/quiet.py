@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 import sys
 
+from absl import logging as absl_logging
+
 
 def quieten_orbax() -> None:
     """Let Orbax's tracebacks of what it also raises go unseen, from now on."""
-    logging.getLogger("absl").addFilter(_is_not_orbax_failing)
+    absl_logging.get_absl_logger().addFilter(_is_not_orbax_failing)
     if sys.unraisablehook is sys.__unraisablehook__:  # nobody else's
         sys.unraisablehook = _show_unless_loop_is_closed
 

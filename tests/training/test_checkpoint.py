@@ -232,6 +232,17 @@ def test_a_save_that_fails_in_the_background_is_told_and_costs_nothing(folder):
     gc.collect()  # they complain when they are collected: here, and in no other test
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_folder_that_went_away_during_a_run_is_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("")
+    checkpoints.save(state(layout(1, 1)), 1, **ABOUT)
+    with pytest.raises(StorageError, match=r"checkpoints/1: cannot save .*none before it"):
+        checkpoints.wait()
+    gc.collect()
+
+
 def test_a_sealed_folder_is_whole_until_it_is_touched(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_bytes(bytes(range(256)))

@@ -1,122 +1,103 @@
-"""Cut off anywhere, continued by the same command: not a byte differs.
+"""Cut off anywhere, continued by the same command: not a byte differs, and the status is right.
 
-Real processes, killed by SIGKILL, which no handler sees. They are forked from a server that has
-imported everything, so that a start costs the restart and not eight seconds of imports.
+Real processes, as `experiments/random_kills.py` starts and kills them: that is fifty kills of one
+run, and this a few of them.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import random
+import re
+import resource
 import signal
-import time
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
+from experiments.random_kills import (
+    differing,
+    finish,
+    lines,
+    named,
+    run_command,
+    run_killed,
+    server,
+    start,
+    wait_until,
+)
 from nvfp4_jax.training import read_parameters
+from nvfp4_jax.training.metrics import read_lines
 
 from . import micro
-
-MOMENTS = ("stepping", "saving", "starting", "saving", "stepping", "saving") + 2 * (
-    "stepping",
-    "saving",
-)
-PATIENCE = 120  # seconds that a process may take before the test gives up on it
 
 
 @pytest.fixture(scope="module")
 def context() -> ForkServerContext:
     """Processes that start with the imports done."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nvfp4_jax.cli", "nvfp4_jax.training.loop"])
-    return context
+    return server()
 
 
-def run_command(argv: list[str], log: str) -> None:
-    """In a child: the command, as `nvfp4` would run it, its output in a file."""
-    with Path(log).open("a", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        import jax
-
-        from nvfp4_jax.cli import main
-
-        jax.config.update("jax_platforms", "cpu")
-        main(argv)
-
-
-def start(context: ForkServerContext, argv: list[str], log: Path) -> ForkServerProcess:
-    process = context.Process(target=run_command, args=(argv, str(log)))
-    process.start()
-    return process
-
-
-def finish(process: ForkServerProcess, log: Path) -> None:
-    process.join(PATIENCE)
-    assert process.exitcode == 0, log.read_text()
-
-
-def lines(workdir: Path) -> int:
-    path = workdir / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def is_saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written: orbax's temporary folder is there."""
-    return any(".writing" in path.name for path in (workdir / "checkpoints").glob("*"))
-
-
-def wait_until(condition, process: ForkServerProcess, seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.0005)
-
-
-def kill(process: ForkServerProcess, workdir: Path, moment: str, dice: random.Random) -> None:
-    """SIGKILL while the process starts, between two steps past the last kill, or as it saves."""
-    target = lines(workdir) + dice.randint(2, 8)
-    if moment == "starting":
-        time.sleep(dice.uniform(0, 3))
-    elif moment == "stepping":
-        wait_until(lambda: lines(workdir) >= target, process)
-        time.sleep(dice.uniform(0, 0.02))
-    else:
-        wait_until(lambda: lines(workdir) >= target and is_saving(workdir), process)
-    process.kill()
-    process.join(PATIENCE)
-
-
-def test_killed_ten_times_equals_uninterrupted(inputs, tmp_path, context):
-    dice = random.Random(20261122)
-    steps = 120  # ten kills, up to eight steps past the one before, fall into the run
+def test_killed_at_random_equals_uninterrupted(inputs, tmp_path, context):
+    kills = 5
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log.txt"
-    finish(start(context, micro.command(inputs, whole, steps=steps), log), log)
-    statuses = []
-    for moment in MOMENTS:
-        process = start(context, micro.command(inputs, cut, steps=steps), log)
-        kill(process, cut, moment, dice)
-        statuses.append(process.exitcode)
-    assert statuses == [-signal.SIGKILL] * len(MOMENTS), log.read_text()
-    assert not (cut / "parameters.safetensors").exists()
-    finish(start(context, micro.command(inputs, cut, steps=steps), log), log)
-    for name in ("metrics.jsonl", "evaluation.jsonl", "parameters.safetensors"):
-        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
-    assert lines(cut) == steps
+
+    def command(workdir: Path) -> list[str]:
+        return micro.command(inputs, workdir, steps=10 * kills)
+
+    finish(start(context, command(whole), log), log)
+    done = run_killed(context, command, cut, log, kills, seed=20261122)
+    assert {kill.status for kill in done} <= {-signal.SIGKILL, -signal.SIGTERM, 0}
+    assert len({kill.moment for kill in done}) > 2
+    assert differing(whole, cut) == []
+    assert lines(cut) == 10 * kills
     assert len(read_parameters(cut)) > 0
-    assert not is_saving(cut)
-    assert log.read_text().count("continuing from step") >= MOMENTS.count("saving")
+    assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["58", "60"]
+    assert not (cut / "checkpoints-unreadable").exists()
+    assert "continuing from step" in log.read_text()
 
 
-def test_sigterm_saves_at_the_boundary_and_exits_0(inputs, tmp_path, context):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_the_boundary_and_tells_by_its_status(
+    inputs, tmp_path, context, number, status
+):
     workdir, log = tmp_path / "run", tmp_path / "log.txt"
-    argv = micro.command(inputs, workdir, steps=400, save_every=400)
-    process = start(context, argv, log)
+    process = start(context, micro.command(inputs, workdir, steps=400, save_every=400), log)
     wait_until(lambda: lines(workdir) > 3, process)
-    os.kill(process.pid, signal.SIGTERM)
-    finish(process, log)
+    assert process.pid
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == status, log.read_text()
     saved = [int(path.name) for path in (workdir / "checkpoints").glob("*")]
     assert saved == [lines(workdir)]
-    assert f"stopped by SIGTERM and saved at step {saved[0]}" in log.read_text()
+    assert f"stopped by {number.name} and saved at step {saved[0]}" in log.read_text()
+
+
+def _with_small_files(words: list[str], log: str, most: int) -> None:
+    """In a child: the command, where no file may grow beyond `most` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    run_command(words, log)
+
+
+def test_no_room_for_a_checkpoint_is_one_message_and_costs_nothing(inputs, tmp_path, context):
+    """The kernel refuses large files, as it would on a full disk; the logs still fit."""
+    whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log.txt"
+    words = micro.command(inputs, cut, save_every=3)
+    finish(start(context, micro.command(inputs, whole, save_every=12), log), log)
+    process = start(context, words, log)
+    wait_until(lambda: named(cut) > 0, process)
+    process.kill()
+    process.join()
+    saved, message = named(cut), tmp_path / "message.txt"
+    limited = context.Process(target=_with_small_files, args=(words, str(message), 60_000))
+    limited.start()
+    limited.join()
+    *_, last = message.read_text().splitlines()
+    place = re.escape(f"nvfp4 train: {cut}/checkpoints/")
+    assert limited.exitcode == 1, message.read_text()
+    assert re.fullmatch(rf"{place}\d+: cannot save the checkpoint: File too large; .*", last)
+    assert last.endswith(f"is of step {saved}")
+    assert "Traceback" not in message.read_text()
+    assert len(read_lines(cut / "metrics.jsonl")) == lines(cut)
+    finish(start(context, words, log), log)
+    assert differing(whole, cut) == []
