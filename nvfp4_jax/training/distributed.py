@@ -176,7 +176,7 @@ def agreed[T](make: Callable[[], T], facts: Callable[[T], dict[str, str]] = lamb
 def _refuse_unequal(told: Sequence[dict]) -> None:
     for process, one in enumerate(told):
         if "error" in one:
-            raise UsageError(f"process {process} of {len(told)}: {one['error']}")
+            raise UsageError(f"process {process} says: {one['error']}")
     first = told[0]["facts"]
     for process, one in enumerate(told):
         for name in first | one["facts"]:
