@@ -80,6 +80,11 @@ class Journal:
         self._write(EVALUATION, step=done, loss=loss, bits_per_byte=bits, targets=targets)
         self._report.say(f"step {done}: held out {bits:.4f} bits/byte")
 
+    def to_disk(self) -> None:
+        """See the logs that a run continues onto the disk; called before a checkpoint is begun."""
+        for name in (METRICS, EVALUATION):
+            self._lines[name].to_disk()
+
     def draw(self) -> None:
         """Draw the loss so far, if that was not done within the last minute."""
         if time.monotonic() - self._plotted > PLOT_EVERY_SECONDS:

@@ -80,7 +80,7 @@ def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> S
     run = agreed(lambda: _checked(config, corpus), facts)
     cache = config.compilation_cache or config.workdir / COMPILED
     with contextlib.ExitStack() as stack:
-        if not config.workdir.exists():
+        if is_first() and not config.workdir.exists():
             stack.callback(remove_if_not_begun, config.workdir)
         stack.enter_context(compilation_cache(cache))
         state, position = begin(run, lambda line: _print(console, line))
@@ -203,6 +203,8 @@ class _Loop:
         """Begin to save this boundary, unless it has been saved."""
         if self.saved == self.done:
             return
+        if self.journal:
+            self.journal.to_disk()
         self.checkpoints.save(
             self.state, self.done, run=self.run.describe(), position=self.position
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.files import storing
 
 
@@ -27,6 +28,10 @@ class Lines:
     Args:
       path: the file, created if missing.
       through: lines of later steps are cut off before anything is written.
+
+    Raises:
+      UsageError: a line that is whole is none of a log; nothing was cut off.
+      StorageError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path, through: int) -> None:
@@ -45,6 +50,11 @@ class Lines:
         with storing(self._path):
             _append(self._file, f"{json.dumps(line)}\n".encode())
         return line
+
+    def to_disk(self) -> None:
+        """Return when all lines would outlive a power failure, as a checkpoint after them does."""
+        with storing(self._path):
+            os.fsync(self._file)
 
     def __enter__(self) -> Lines:
         return self
@@ -82,11 +92,21 @@ def _cut(path: Path, through: int) -> None:
     if not path.exists():
         return
     size = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["step"] > through:
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if _step(path, number, line) > through:
             break
-        size += len(line)
+        size += len(line) + 1
     os.truncate(path, size)
+
+
+def _step(path: Path, number: int, line: bytes) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"{path}, line {number} is damaged: {line[:40].decode(errors='replace')!r}; mend that "
+            "line, or move the file away to begin another at the last checkpoint"
+        ) from None
 
 
 def _plain(value: float | int | bool | str | None) -> float | int | bool | str | None:

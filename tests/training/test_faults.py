@@ -49,6 +49,16 @@ def test_a_line_is_logged_whole_or_not_at_all(tmp_path, room):
     assert [line["step"] for line in read_lines(path)] == [1, 2]
 
 
+@pytest.mark.parametrize("damaged", [b"{}", b'{"step": 1, "lo', b"\0\0\0", b"[1]", b"\xff"])
+def test_a_damaged_line_in_a_log_is_named_and_nothing_is_cut(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    content = b'{"step": 1}\n' + damaged + b'\n{"step": 3}\n'
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{path}, line 2 is damaged"):
+        Lines(path, through=3)
+    assert path.read_bytes() == content
+
+
 def test_a_file_stays_what_it_was(tmp_path):
     path = tmp_path / "recipe.toml"
     write_atomically(path, "before")
