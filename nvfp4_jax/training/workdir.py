@@ -12,6 +12,7 @@ timings.jsonl             seconds and tokens a second, a line a step
 loss.png                  the course of the loss
 tensorboard/              the logs for TensorBoard, with --tensorboard
 checkpoints/              to continue from
+checkpoints-unreadable/   those found damaged, out of the way
 parameters.safetensors    the final FP32 parameters by path
 compilation-cache/        compiled programs, so that continuing starts at once
 """
