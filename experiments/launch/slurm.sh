@@ -13,7 +13,7 @@
 
 #SBATCH --job-name=nvfp4
 #SBATCH --nodes=2
-#SBATCH --gpus-per-node=8
+#SBATCH --gpus-per-node=8 # not per task: jax gives each task the GPU of its number on the node
 #SBATCH --ntasks-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00

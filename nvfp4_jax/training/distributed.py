@@ -19,8 +19,8 @@ What must not happen is that one waits for another that will not come:
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
-import logging
 import os
 import re
 import sys
@@ -39,7 +39,8 @@ HEARTBEAT_SECONDS = 30  # without a sign of life for so long, a process counts a
 JOIN_SECONDS = 300  # for all to start: queues and images of a cluster are slow
 END_SECONDS = 3600  # at the end, while the first writes parameters and pictures
 SAME_ERROR_SECONDS = 3  # for those that fail alike to say so, before the first closes the meeting
-LONGEST = 8192  # bytes a process tells at a meeting
+LONGEST = 16384  # bytes a process tells at a meeting
+LONGEST_ERROR = 3000  # characters of it
 
 _STARTERS = {"slurm": "srun", "mpi": "mpirun"}
 _NUMBERS = {
@@ -52,6 +53,7 @@ def check_flags(distributed: str | None, processes: int | None, process: int | N
     """Raise a `UsageError` for flags that do not say together how processes meet."""
     given = {"--processes": processes, "--process": process}
     by_address = distributed is not None and distributed not in _STARTERS
+    _check_started(distributed)
     for flag, value in given.items():
         if value is not None and not by_address:
             raise UsageError(
@@ -69,6 +71,19 @@ def check_flags(distributed: str | None, processes: int | None, process: int | N
         )
     if not 0 <= process < processes:
         raise UsageError(f"--process {process}: give 0 to {processes - 1} with {processes}")
+
+
+def _check_started(distributed: str | None) -> None:
+    """SLURM and MPI number the processes that they start; mpi4py asks an MPI that does not."""
+    if distributed not in _STARTERS:
+        return
+    number, starter = _NUMBERS[distributed][0], _STARTERS[distributed]
+    asked = distributed == "mpi" and importlib.util.find_spec("mpi4py") is not None
+    if number not in os.environ and not asked:
+        raise UsageError(
+            f"--distributed {distributed}: {number} is not set, so {starter} did not start this "
+            f"process; start it by {starter}, or give HOST:PORT"
+        )
 
 
 @contextlib.contextmanager
@@ -95,11 +110,9 @@ def joined(distributed: str | None, processes: int | None, process: int | None) 
 
 
 def _initialize(distributed: str, processes: int | None, process: int | None) -> None:
-    starter = _STARTERS.get(distributed)
-    logging.getLogger("jax._src.clusters.cluster").setLevel(logging.CRITICAL)  # said below
     try:
         jax.distributed.initialize(
-            None if starter else distributed,
+            None if distributed in _STARTERS else distributed,
             processes,
             process,
             cluster_detection_method=_method(distributed),
@@ -107,13 +120,10 @@ def _initialize(distributed: str, processes: int | None, process: int | None) ->
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=END_SECONDS,
         )
-    except (ValueError, RuntimeError) as error:
-        if starter is None:
+    except RuntimeError as error:
+        if "mpi4py" not in str(error):  # which Open MPI has needed since its version 5
             raise
-        raise UsageError(
-            f"--distributed {distributed}: {distributed} tells this process nothing of others "
-            f"({error}); start it by {starter}, or give HOST:PORT"
-        ) from None
+        raise UsageError(f"--distributed {distributed}: {error} Install mpi4py") from None
 
 
 def _name(distributed: str, processes: int | None, process: int | None) -> str:
@@ -143,7 +153,7 @@ def is_first() -> bool:
 
 def gather(told: dict) -> list[dict]:
     """What each process tells (JSON of at most `LONGEST` bytes), on all; called by all."""
-    text = json.dumps(told).encode()
+    text = json.dumps(told, ensure_ascii=False).encode()
     assert len(text) <= LONGEST
     padded = np.frombuffer(text.ljust(LONGEST), np.uint8)
     return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
@@ -167,7 +177,7 @@ def agreed[T](make: Callable[[], T], facts: Callable[[T], dict[str, str]] = lamb
     except Exception as error:
         if outcome(error) is None:
             raise
-        _refuse_unequal(gather({"error": str(error)[: LONGEST // 2]}))
+        _refuse_unequal(gather({"error": str(error)[:LONGEST_ERROR]}))
         raise
     _refuse_unequal(gather(told))
     return made

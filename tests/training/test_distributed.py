@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -31,6 +33,7 @@ from experiments.random_kills import (
     wait_until,
 )
 from nvfp4_jax.training import UsageError, train
+from nvfp4_jax.training import workdir as workdir_module
 from nvfp4_jax.training.distributed import agreed, check_flags, is_first, joined, several
 
 from . import micro
@@ -90,7 +93,8 @@ def by_slurm(process: int, port: int) -> tuple[dict, dict]:
 
 def by_open_mpi(process: int, port: int) -> tuple[dict, dict]:
     """The same under Open MPI 4; version 5 is asked through mpi4py."""
-    told = {"COMM_WORLD_SIZE": 2, "COMM_WORLD_RANK": process, "COMM_WORLD_LOCAL_RANK": process}
+    told: dict[str, Any] = {"COMM_WORLD_SIZE": 2, "COMM_WORLD_RANK": process}
+    told["COMM_WORLD_LOCAL_RANK"] = process
     told["MCA_orte_hnp_uri"] = f"{(port - (2**16 - 2**12)) * 2**12}.0;tcp://127.0.0.1:34911"
     return {"distributed": "mpi"}, {f"OMPI_{name}": str(value) for name, value in told.items()}
 
@@ -189,27 +193,45 @@ def test_what_one_process_is_told_wrongly_both_refuse(
     assert not workdir.exists()
 
 
-def test_without_slurm_its_flag_is_refused(inputs, tmp_path):
-    with (
-        pytest.raises(UsageError, match=r"slurm tells this process nothing .* start it by srun"),
-        joined("slurm", None, None),
-    ):
-        pass
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (("host", 2, 0), r"--distributed host: give slurm, mpi or HOST:PORT"),
         (("host:1234", None, 0), r"needs --processes N and --process I"),
         (("host:1234", 2, 2), r"--process 2: give 0 to 1"),
-        (("slurm", 2, None), r"--processes 2 goes with .*slurm and mpi know it"),
+        (("slurm", None, None), r"SLURM_PROCID is not set, so srun did not start this process"),
+        (("mpi", None, None), r"OMPI_COMM_WORLD_RANK is not set, so mpirun did not start"),
         ((None, None, 1), r"--process 1 goes with --distributed HOST:PORT; add that"),
     ],
 )
 def test_flags_that_do_not_fit_together_are_refused(flags, words):
     with pytest.raises(UsageError, match=words):
         check_flags(*flags)
+
+
+def test_under_slurm_numbers_are_not_given(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    check_flags("slurm", None, None)
+    with pytest.raises(UsageError, match=r"--processes 2 goes with .* slurm and mpi know it"):
+        check_flags("slurm", 2, None)
+
+
+def test_a_workdir_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir_module, "SHARED_WITHIN_SECONDS", 0)
+    about = {"model": {"pattern": "-"}, "recipe": {"name": "bf16"}}
+    run = cast(Any, SimpleNamespace(config=SimpleNamespace(workdir=tmp_path)))
+    run.describe = lambda: {**about, "recipe": {**about["recipe"], "text": "..."}}
+    with pytest.raises(UsageError, match=r"not the same folder on every process"):
+        workdir_module.find_description(run)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    workdir_module.find_description(run)
+
+
+def test_a_config_that_asks_for_processes_is_refused_by_one_alone(inputs, tmp_path):
+    config = micro.config(inputs, tmp_path / "run", distributed="slurm")
+    with pytest.raises(UsageError, match=r"distributed='slurm' is honoured by the command line"):
+        train(config, Console(file=io.StringIO()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_process_alone_is_the_first_and_agrees_with_itself():
