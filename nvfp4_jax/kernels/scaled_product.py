@@ -8,7 +8,8 @@ keep the GPU busy, and where there are no scales, it is XLA's product and, if ne
 its FP32 result.
 
 Under a mesh every device multiplies its shards. Where the contraction is sharded, FP32 partial
-sums are added up before anything is scaled, and left scattered if the result is wanted so.
+sums are added up before anything is scaled, and left scattered if the result is wanted so. That
+holds for plain bf16 products too: left to XLA, their partial sums would be rounded to bf16 first.
 """
 
 from __future__ import annotations
@@ -44,9 +45,6 @@ def scaled_product(
     Returns:
       (other axis of a, other axis of b) in `dtype`, bfloat16 or float32.
     """
-    if not scales:
-        numbers = ((contract[:1], contract[1:]), ((), ()))
-        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.dtype(dtype))
     call = _split_call(contract, len(scales), jnp.dtype(dtype), capability())
     return call(a, b, *(scale.reshape(1) for scale in scales))
 
@@ -76,9 +74,11 @@ def _split_call(contract: tuple[int, int], count: int, dtype: Any, found: Any) -
 def _local(contract: tuple[int, int], dtype: Any, found: Any, a: Array, b: Array, *scales: Array):
     """On one device: the kernel, if it can and is not the slower way."""
     shapes = (a.shape, b.shape, *contract, dtype)
-    if not (hopper_gemm.unsupported(*shapes, found) or hopper_gemm.slower(*shapes)):
+    if scales and not (hopper_gemm.unsupported(*shapes, found) or hopper_gemm.slower(*shapes)):
         scalars = tuple(scale.reshape(()) for scale in scales)
         return hopper_gemm.scaled_matmul(a, b, *contract, scalars, dtype)
+    if not scales:
+        return _sums(contract, a, b, dtype)
     return _plain(contract, dtype, a, b, *scales)
 
 
@@ -86,9 +86,9 @@ def _plain(contract: tuple[int, int], dtype: Any, a: Array, b: Array, *scales: A
     return scaled(_sums(contract, a, b), scales).astype(dtype)
 
 
-def _sums(contract: tuple[int, int], a: Array, b: Array) -> Array:
+def _sums(contract: tuple[int, int], a: Array, b: Array, dtype: Any = jnp.float32) -> Array:
     numbers = ((contract[:1], contract[1:]), ((), ()))
-    return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
 
 def scaled(y: Array, scales: tuple[Array, ...]) -> Array:

@@ -57,10 +57,11 @@ def products_on_a_cpu(monkeypatch):
     """FP32 products of the same values: a CPU has no Hopper kernel, nor every bf16 product."""
     monkeypatch.setattr(hopper_gemm, "unsupported", lambda *_: "there is no Hopper GPU here")
 
-    def sums(contract, a, b):
+    def sums(contract, a, b, dtype=jnp.float32):
         numbers = ((contract[:1], contract[1:]), ((), ()))
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        return jax.lax.dot_general(a, b, numbers, precision=jax.lax.Precision.HIGHEST)
+        exact = jax.lax.dot_general(a, b, numbers, precision=jax.lax.Precision.HIGHEST)
+        return exact.astype(dtype)
 
     monkeypatch.setattr(scaled_product, "_sums", sums)
 
@@ -209,3 +210,15 @@ def test_a_linear_on_explicit_axes(on_a_gpu, products_on_a_cpu):
         specs = (P("a"), P(None, "b"), P("a", "b"))
         placed = map(jax.device_put, arguments(), [NamedSharding(mesh, spec) for spec in specs])
         close(jax.jit(linear(PAPER, "triton"))(*placed), expected)
+
+
+def test_partial_sums_of_bf16_products_are_not_rounded(products_on_a_cpu):
+    """256.5 and -256 on two devices are 0.5; 256.5 as a bf16 would be 256, and the sum 0."""
+    mesh = jax.make_mesh((8,), ("k",), axis_types=(AxisType.Auto,))
+    a = jnp.ones((16, 128), jnp.bfloat16)
+    b = jnp.zeros((128, 16), jnp.bfloat16).at[0].set(256).at[1].set(0.5).at[127].set(-256)
+    a, b = (
+        jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in ((a, P(None, "k")), (b, P("k")))
+    )
+    product = jax.jit(lambda a, b: scaled_product.scaled_product(a, b, (1, 0), (), jnp.bfloat16))
+    assert (np.asarray(product(a, b), np.float32) == 0.5).all()
