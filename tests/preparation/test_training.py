@@ -20,6 +20,7 @@ from ..training import micro
 from .texts import prepared, write_folder
 
 VOCABULARY, STEPS = 300, 4
+MODEL = {"pattern": "-", "hidden": 16, "ffn": 32}  # quick to compile
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def inputs(tmp_path_factory) -> Path:
     prepared(
         folder / "data", write_folder(folder / "text"), vocabulary=VOCABULARY, shard_tokens=500
     )
-    (folder / "model.json").write_text(json.dumps(micro.MODEL | {"vocabulary": VOCABULARY}))
+    (folder / "model.json").write_text(json.dumps(MODEL | {"vocabulary": VOCABULARY}))
     return folder
 
 
@@ -102,7 +103,7 @@ def test_other_shards_are_another_text(inputs, straight, tmp_path):
 
 
 def test_a_model_with_fewer_tokens_is_refused(inputs, tmp_path):
-    (tmp_path / "model.json").write_text(json.dumps(micro.MODEL))
+    (tmp_path / "model.json").write_text(json.dumps(MODEL | {"vocabulary": 256}))
     options = config(inputs, tmp_path / "run", model=str(tmp_path / "model.json"))
     with pytest.raises(UsageError, match="vocabulary = 256, but the tokens of text are 300; give"):
         run(options)
