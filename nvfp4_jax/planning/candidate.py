@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +20,9 @@ class Job:
       model, recipe: its shape and numerics; `model_name` is how it was asked for.
       gpu: of the cluster.
       batch, length: rows a step of all GPUs together, tokens a row.
+      run_tokens: of the whole run.
       documents: in a row, of equal length.
-      scan: as in training.
+      scan, gather: as in training.
     """
 
     model_name: str
@@ -29,13 +31,20 @@ class Job:
     gpu: Gpu
     batch: int
     length: int
+    run_tokens: float = 1e12
     documents: int = 1
     scan: Literal["auto", "on", "off"] = "auto"
+    gather: Literal["auto", "packed", "bf16"] = "auto"
 
     @property
     def tokens(self) -> int:
         """Of a step."""
         return self.batch * self.length
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return math.ceil(self.run_tokens / self.tokens)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,10 @@ class Forecast:
         peak = self.machine.flops["bf16"] * self.candidate.mesh.size
         return flops / self.timing.seconds / peak
 
-    def run_seconds(self, tokens: float) -> float:
-        """Of a run of so many tokens."""
-        return tokens / self.job.tokens * self.timing.seconds
+    @property
+    def run_seconds(self) -> float:
+        """Of the whole run."""
+        return self.job.steps * self.timing.seconds
 
 
 def foretell(job: Job, candidate: Candidate, machine: Machine, step: CompiledStep) -> Forecast:

@@ -22,7 +22,7 @@ class Plan:
       length: Tokens a row.
       microbatches: Parts a batch is computed in; with no mesh searched for, unless it is given.
       remat: As of train; with no mesh searched for, unless it is given.
-      scan: As of train.
+      scan, gather: As of train.
       documents: Packed into a row, of equal length; attention does not look across them.
       tokens: Of the whole run, for its time.
       tries: Meshes to compile at most, until one fits, when they are searched for.
@@ -39,6 +39,7 @@ class Plan:
     microbatches: int | None = None
     remat: Literal["none", "linear_inputs", "block"] | None = None
     scan: Literal["auto", "on", "off"] = "auto"
+    gather: Literal["auto", "packed", "bf16"] = "auto"
     documents: int = 1
     tokens: float = 1e12
     tries: int = 3

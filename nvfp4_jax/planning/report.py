@@ -14,7 +14,7 @@ from nvfp4_jax.recipe.table import text_table
 _DAY = 86_400
 
 
-def as_json(forecast: Forecast, tokens: float) -> str:
+def as_json(forecast: Forecast) -> str:
     """Everything, in bytes, FLOPs and seconds."""
     f = forecast
     whole = {
@@ -35,22 +35,23 @@ def as_json(forecast: Forecast, tokens: float) -> str:
         "spent": dict(f.timing.spent),
         "bound_by": f.timing.bound_by,
         "mfu": f.mfu,
-        "tokens": tokens,
-        "run_seconds": f.run_seconds(tokens),
+        "tokens": f.job.run_tokens,
+        "steps": f.job.steps,
+        "run_seconds": f.run_seconds,
         "assumptions": dict(_assumptions(f)),
         "notes": list(f.notes),
     }
     return msgspec.json.format(msgspec.json.encode(whole), indent=1).decode()
 
 
-def as_text(forecast: Forecast, tokens: float) -> str:
+def as_text(forecast: Forecast) -> str:
     """What it is of, then memory, FLOPs, collectives, time, and what was assumed."""
     parts = [
         _head(forecast),
         _memory(forecast),
         _flops(forecast),
         _traffic(forecast),
-        _time(forecast, tokens),
+        _time(forecast),
         text_table(["assumed, of one GPU", ""], [list(row) for row in _assumptions(forecast)]),
         "\n".join((*forecast.notes, "Nothing ran: every time is an estimate.")),
     ]
@@ -100,7 +101,7 @@ def _traffic(f: Forecast) -> str:
     return text_table(header, rows, (3, 4, 5))
 
 
-def _time(f: Forecast, tokens: float) -> str:
+def _time(f: Forecast) -> str:
     timing = f.timing
     rows = [
         [name, f"{1e3 * s:,.1f}", _percent(s / timing.seconds)]
@@ -115,8 +116,7 @@ def _time(f: Forecast, tokens: float) -> str:
         f"{max(hidden, 0):.3f} s pass behind arithmetic",
         f"MFU {_percent(f.mfu)} (model FLOPs, to the dense bf16 peak); "
         f"{f.job.tokens / timing.seconds:,.0f} tokens/s",
-        f"{tokens:.3g} tokens: {tokens / f.job.tokens:,.0f} steps, "
-        f"{f.run_seconds(tokens) / _DAY:,.1f} days",
+        f"{f.job.run_tokens:.3g} tokens: {f.job.steps:,} steps, {f.run_seconds / _DAY:,.1f} days",
     ]
     return "\n".join([table, *lines])
 

@@ -14,7 +14,7 @@ by what a collective takes of multiprocessors and bandwidth, the slowest of many
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -87,7 +87,7 @@ class _Turn:
     now: float = 0.0
     wire: float = 0.0
     communication: float = 0.0
-    spent: Counter = field(default_factory=Counter)
+    spent: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     ends: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def spend(self, seconds: float, on: str) -> None:

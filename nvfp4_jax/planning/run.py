@@ -37,7 +37,7 @@ def plan(options: Plan) -> None:
     """
     jax.config.update("jax_platforms", "cpu")  # nothing runs; a plugin need not find its GPU
     forecast = foresee(options, Console(stderr=True, soft_wrap=True))
-    print((as_json if options.json else as_text)(forecast, options.tokens))
+    print((as_json if options.json else as_text)(forecast))
 
 
 def foresee(options: Plan, console: Console) -> Forecast:
@@ -75,8 +75,10 @@ def _checked(options: Plan) -> tuple[Job, Machine]:
         gpu,
         options.batch,
         options.length,
+        options.tokens,
         options.documents,
         options.scan,
+        options.gather,
     )
     return job, machine_of(gpu)
 

@@ -71,7 +71,7 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Every way to run a job on these meshes, with microbatches and remat if they are given."""
     parts = [microbatches] if microbatches else _powers(_MOST_MICROBATCHES)
-    kept = [remat] if remat else get_args(models.Remat)
+    kept: tuple[models.Remat, ...] = (remat,) if remat else get_args(models.Remat)
     for mesh, count, what in itertools.product(meshes, parts, kept):
         if job.batch % (count * mesh.row_shards) == 0:
             yield Candidate(mesh, count, what)

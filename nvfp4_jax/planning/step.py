@@ -14,11 +14,20 @@ from nvfp4_jax.training.binding import precision_table
 from nvfp4_jax.training.exact import OPTIONS
 from nvfp4_jax.training.mesh import make_mesh
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
-from nvfp4_jax.training.prepare import scans
+from nvfp4_jax.training.overlap import compiler_options
+from nvfp4_jax.training.prepare import gathers_packed, scans
 from nvfp4_jax.training.proof import batch_shapes
 from nvfp4_jax.training.sharding import placed_shapes, sharding, state_shardings
 from nvfp4_jax.training.state import TrainState, abstract_model, initial_state
 from nvfp4_jax.training.step import Program, make_step
+
+# What comes after the program is settled, machine code, is made without optimization: nothing
+# runs, and it took most of the time.
+QUICKLY: dict[str, bool | int | str] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_gpu_disable_gpuasm_optimizations": True,
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,9 @@ def compile_step(job: Job, candidate: Candidate) -> CompiledStep:
         job.model,
         nnx.graphdef(model),
         candidate.remat,
-        scans(job.scan, job.model),
+        scans(job.scan, job.model, job.steps, mesh.size),
         mesh if mesh.size > 1 else None,
+        gathers_packed(job.gather, mesh),
     )
     step = make_step(program, table, optimizer, learning_rate_schedule(1e-3, 1000, 10, 0.2))
     state, layouts = _state(job, mesh)
@@ -65,7 +75,7 @@ def compile_step(job: Job, candidate: Candidate) -> CompiledStep:
         key,
         donate_argnums=0,
         out_shardings=(layouts, sharding(mesh)),
-        compiler_options=OPTIONS,
+        compiler_options=OPTIONS | compiler_options(mesh) | QUICKLY,
     )
     text = compiled.as_text()
     assert text is not None  # XLA's GPU compiler tells

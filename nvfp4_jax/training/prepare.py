@@ -6,7 +6,7 @@ Nothing is written and no parameter is allocated: a run that is refused leaves n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax
 import jax
@@ -127,8 +127,11 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
     )
 
 
-def check_mesh(mesh: MeshShape, batch: TrainConfig) -> None:
-    """Raise a `UsageError` for rows or tokens that the devices cannot share evenly."""
+def check_mesh(mesh: MeshShape, batch: Any) -> None:
+    """Raise a `UsageError` for rows or tokens that the devices cannot share evenly.
+
+    `batch` has `batch`, `microbatches` and `length`, as a `TrainConfig` does.
+    """
     rows = batch.batch // batch.microbatches
     if rows % mesh.row_shards:
         raise UsageError(

@@ -90,7 +90,8 @@ def test_collectives_are_counted_with_the_loops_they_are_in():
     assert (gather.kind, gather.axes, gather.dtype, gather.runs) == (
         "all-gather", ("fsdp",), "bf16", 5,
     )  # fmt: skip
-    assert gather.sent == 64 * 32 * 2 and gather.in_domain == gather.group == 2
+    assert gather.sent == 64 * 32 * 2
+    assert gather.in_domain == gather.group == 2
     assert (permute.kind, permute.axes, permute.sent) == ("collective-permute", ("tensor",), 1024)
     assert (reduce.kind, reduce.axes, reduce.sent) == ("all-reduce", ("data",), 2 * 1024 / 2)
     assert reduce.in_domain == 1  # one a host: it goes over the network
