@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nvfp4_jax.training.sharding import sharding
 
@@ -84,7 +84,29 @@ def _on_mesh(head, weights, hidden, targets, mask, vocabulary, logits_in_memory,
         out_specs=PartitionSpec(mesh.axis_names),
         check_vma=False,
     )
-    return jnp.sum(each(weights, hidden, targets, mask))
+    whole = jax.tree.map(lambda w: _gathered(w, hidden.dtype, sharding(mesh)), weights)
+    return jnp.sum(each(whole, hidden, targets, mask))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(weight: jax.Array, dtype: Any, layout: NamedSharding) -> jax.Array:
+    """The weight rounded to what it is multiplied as, which is what travels, as FP32 values.
+
+    Its gradient is FP32 and is not rounded: a head rounds its weight itself, and this is the same.
+    """
+    small = jax.lax.with_sharding_constraint(weight.astype(dtype), layout)
+    return small.astype(weight.dtype)
+
+
+def _gathered_forward(weight: jax.Array, dtype: Any, layout: NamedSharding):
+    return _gathered(weight, dtype, layout), None
+
+
+def _gathered_backward(dtype: Any, layout: NamedSharding, _: None, slope: jax.Array):
+    return (slope,)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def _loss_sum(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:

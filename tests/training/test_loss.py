@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nvfp4_jax.training.loss import cross_entropy_sum
+from nvfp4_jax.training.mesh import make_mesh, parse_mesh
 
 TOKENS, WIDTH, VOCABULARY = (3, 7), 8, 11
 
@@ -52,6 +53,34 @@ def test_value_and_gradients(arrays, tokens_a_chunk):
     # FP32 sums of 21 terms in another order: a few units of the last place, 2^-24 each
     jax.tree.map(
         lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-6), found, expected
+    )
+
+
+def test_each_device_goes_through_its_own_tokens():
+    """On a mesh: the same value and gradients, FP32 for an FP32 weight under bf16 activations."""
+    draw = np.random.default_rng(1)
+    weight = jnp.asarray(draw.normal(size=(WIDTH, VOCABULARY)), jnp.float32)
+    hidden = jnp.asarray(draw.normal(size=(4, 6, WIDTH)), jnp.bfloat16)
+    targets = jnp.asarray(draw.integers(0, VOCABULARY, (4, 6)))
+    mask = jnp.asarray(draw.random((4, 6)) < 0.7)
+
+    def head(weight, hidden):
+        low = weight.astype(jnp.bfloat16).astype(jnp.float32)  # whose gradient is not rounded
+        return hidden.astype(jnp.float32) @ (weight + jax.lax.stop_gradient(low - weight))
+
+    def loss(mesh):
+        sizes = {"vocabulary": VOCABULARY, "logits_in_memory": 2 * VOCABULARY, "mesh": mesh}
+        of_both = lambda w, h: cross_entropy_sum(head, w, h, targets, mask, **sizes)  # noqa: E731
+        return jax.jit(jax.value_and_grad(of_both, (0, 1)))(weight, hidden)
+
+    found = loss(make_mesh(parse_mesh("data=2,fsdp=2,sequence=2")))
+    assert [gradient.dtype for gradient in found[1]] == [jnp.float32, jnp.bfloat16]
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(
+            np.asarray(f, np.float32), np.asarray(e, np.float32), rtol=1e-5, atol=1e-6
+        ),
+        found,
+        loss(None),
     )
 
 
