@@ -50,9 +50,14 @@ def ranked(job: Job, machine: Machine, every: Iterable[Candidate]) -> list[Judge
 
     If none does, the one that needs least.
     """
-    judged = sorted((judge(job, machine, one) for one in every), key=lambda one: one.seconds)
+    judged = sorted((judge(job, machine, one) for one in every), key=_preference)
     fitting = [one for one in judged if one.bytes <= usable(machine.gpu)]
     return fitting or sorted(judged, key=lambda one: one.bytes)[:1]
+
+
+def _preference(one: Judged) -> tuple[float, float]:
+    """By time, to two digits, which is more than it is worth; then by memory."""
+    return float(f"{one.seconds:.2g}"), one.bytes
 
 
 def best_of_each_mesh(order: Iterable[Judged]) -> list[Judged]:
