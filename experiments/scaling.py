@@ -2,7 +2,7 @@
 
 Claim: with as many rows a GPU, `data=N` and `fsdp=N` keep at least 90% of one GPU's speed; the
 NVFP4 step takes at most 1.2 times the BF16 step's time; the first step's loss is that of one GPU on
-the same batch to 1e-5. `tensor=N` does one GPU's batch in less time, and is told, not judged.
+the same batch to 1e-5. `tensor=N` does one GPU's batch, and is told, not judged.
 Command: python -m experiments.scaling [--model 1b --rows 4 --length 4096]
 Cost: of two H200 eight minutes, most of it compilation, in parallel on the host's 32 cores.
 Method: each program is compiled by a process of its own, several at a time, and kept; then each is
