@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 
 import jax
 
@@ -39,6 +40,13 @@ def _digest(value: object) -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("nvfp4_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **versions}
+    return {"python": platform.python_version(), "the code of nvfp4_jax": _code(), **versions}
+
+
+def _code() -> str:
+    """Of the package's own files: two checkouts of one version may differ."""
+    package = Path(__file__).parents[1]
+    files = sorted(package.rglob("*.py"))
+    return _digest([(str(path.relative_to(package)), path.read_text()) for path in files])
