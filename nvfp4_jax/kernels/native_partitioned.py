@@ -130,8 +130,10 @@ def product(sizes: tuple[int, int], count: int, dtype: Any, found: Any) -> Calla
         def shard(*arrays: Array) -> Array:
             if not k:
                 return multiply(part, dtype, *arrays)
+            if dtype == jnp.bfloat16:  # see `scaled_product`
+                return summed(multiply(part, dtype, *arrays), k, scatter)
             sums = summed(multiply(part, jnp.float32, *arrays[:4]), k, scatter)
-            return scaled(sums, arrays[4:]).astype(dtype)
+            return scaled(sums, arrays[4:])
 
         out = tuple((*names, *k) if axis == scatter else names for axis, names in enumerate((m, n)))
         whole = NamedSharding(mesh, PartitionSpec())

@@ -7,9 +7,10 @@ it cannot (other GPUs, sizes that are no multiple of 32), where a long sum has t
 keep the GPU busy, and where there are no scales, it is XLA's product and, if need be, a pass over
 its FP32 result.
 
-Under a mesh every device multiplies its shards. Where the contraction is sharded, FP32 partial
-sums are added up before anything is scaled, and left scattered if the result is wanted so. That
-holds for plain bf16 products too: left to XLA, their partial sums would be rounded to bf16 first.
+Under a mesh every device multiplies its shards. Where the contraction is sharded, partial sums are
+added up over the devices, and left scattered if the result is wanted so. They travel in the dtype
+of the result: those of weight gradients, which are sums over all tokens, in FP32; those of
+activations, which tensor parallelism adds up twice a layer, in bf16 (as in arXiv 1909.08053).
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def scaled_product(
     Returns:
       (other axis of a, other axis of b) in `dtype`, bfloat16 or float32.
     """
+    if not scales:
+        numbers = ((contract[:1], contract[1:]), ((), ()))
+        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.dtype(dtype))
     call = _split_call(contract, len(scales), jnp.dtype(dtype), capability())
     return call(a, b, *(scale.reshape(1) for scale in scales))
 
@@ -74,11 +78,9 @@ def _split_call(contract: tuple[int, int], count: int, dtype: Any, found: Any) -
 def _local(contract: tuple[int, int], dtype: Any, found: Any, a: Array, b: Array, *scales: Array):
     """On one device: the kernel, if it can and is not the slower way."""
     shapes = (a.shape, b.shape, *contract, dtype)
-    if scales and not (hopper_gemm.unsupported(*shapes, found) or hopper_gemm.slower(*shapes)):
+    if not (hopper_gemm.unsupported(*shapes, found) or hopper_gemm.slower(*shapes)):
         scalars = tuple(scale.reshape(()) for scale in scales)
         return hopper_gemm.scaled_matmul(a, b, *contract, scalars, dtype)
-    if not scales:
-        return _sums(contract, a, b, dtype)
     return _plain(contract, dtype, a, b, *scales)
 
 
@@ -86,9 +88,9 @@ def _plain(contract: tuple[int, int], dtype: Any, a: Array, b: Array, *scales: A
     return scaled(_sums(contract, a, b), scales).astype(dtype)
 
 
-def _sums(contract: tuple[int, int], a: Array, b: Array, dtype: Any = jnp.float32) -> Array:
+def _sums(contract: tuple[int, int], a: Array, b: Array) -> Array:
     numbers = ((contract[:1], contract[1:]), ((), ()))
-    return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
+    return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
 
 
 def scaled(y: Array, scales: tuple[Array, ...]) -> Array:
@@ -109,7 +111,9 @@ def _partition(
     def shard(a: Array, b: Array, *scales: Array) -> Array:
         if not k:
             return _local(contract, dtype, found, a, b, *scales)
-        return scaled(summed(_sums(contract, a, b), k, scatter), scales).astype(dtype)
+        if dtype == jnp.bfloat16:
+            return summed(_local(contract, dtype, found, a, b, *scales), k, scatter)
+        return scaled(summed(_sums(contract, a, b), k, scatter), scales)
 
     def placed(axis: int, contracted: Names, free: Names) -> NamedSharding:
         pair = (contracted, free) if axis == 0 else (free, contracted)
@@ -131,7 +135,7 @@ def sharded_names(array: Any, axis: int, mesh: Any, unit: int = 1) -> Names:
 
 
 def summed(sums: Array, k: Names, scatter: int | None) -> Array:
-    """FP32 partial sums added up over the mesh axes `k`, and left scattered along `scatter`."""
+    """Partial sums added up over the mesh axes `k`, and left scattered along `scatter`."""
     if scatter is None:
         return lax.psum(sums, k)
     return lax.psum_scatter(sums, k, scatter_dimension=scatter, tiled=True)

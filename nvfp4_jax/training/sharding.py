@@ -46,10 +46,10 @@ PARAMETERS: dict[str, tuple[str, ...]] = {  # path -> its logical axes; all othe
     "*/out_proj/kernel": ("features", "hidden"),
     "*/attention/o/kernel": ("features", "hidden"),
     "*/mlp/down/kernel": ("features", "hidden"),
-    "embedding/weight": ("vocabulary", "hidden"),
+    "embedding/weight": ("words", "hidden"),
     "head/kernel": ("hidden", "vocabulary"),
 }
-WEIGHTS = {"hidden": "fsdp", "features": "tensor", "vocabulary": "tensor"}
+WEIGHTS = {"hidden": "fsdp", "features": "tensor", "vocabulary": "tensor", "words": ""}
 BLOCK = 16  # a part of whole blocks is quantized where it lies
 
 

@@ -35,6 +35,7 @@ from nvfp4_jax.training.binding import (
     make_bind,
     weight_amaxes,
 )
+from nvfp4_jax.training.gathering import embed
 from nvfp4_jax.training.loss import LOGITS_IN_MEMORY, cross_entropy_sum
 from nvfp4_jax.training.sharding import gathered_sharding, laid_out, parameter_sharding
 from nvfp4_jax.training.state import Parameters, TrainState, assemble
@@ -86,7 +87,7 @@ def loss_sum(
     repeats = find_repeats(program, table)
     hidden = models.apply_blocks(
         model,
-        model.embed(batch["tokens"]),
+        _embedded(program, model, batch["tokens"]),
         batch["segment_ids"],
         bind=make_bind(table, key, amaxes, _gathered(program)),
         repeats=repeats,
@@ -106,6 +107,13 @@ def loss_sum(
         logits_in_memory=in_memory if head_precision.quantized else LOGITS_IN_MEMORY,
         mesh=None if head_precision.quantized else program.mesh,
     )
+
+
+def _embedded(program: Program, model: models.Hybrid, tokens: jax.Array) -> jax.Array:
+    if program.mesh is None:
+        return model.embed(tokens)
+    table = model.embedding
+    return embed(table.weight[...], tokens, table.dtype, program.mesh)
 
 
 def _gathered(program: Program) -> Gathered | None:

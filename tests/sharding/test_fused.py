@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -212,13 +213,15 @@ def test_a_linear_on_explicit_axes(on_a_gpu, products_on_a_cpu):
         close(jax.jit(linear(PAPER, "triton"))(*placed), expected)
 
 
-def test_partial_sums_of_bf16_products_are_not_rounded(products_on_a_cpu):
-    """256.5 and -256 on two devices are 0.5; 256.5 as a bf16 would be 256, and the sum 0."""
+def test_partial_sums_travel_in_the_dtype_of_the_result(products_on_a_cpu):
+    """256.5 and -256 on two devices are 0.5 in FP32; 256.5 as a bf16 is 256, and the sum 0."""
     mesh = jax.make_mesh((8,), ("k",), axis_types=(AxisType.Auto,))
     a = jnp.ones((16, 128), jnp.bfloat16)
     b = jnp.zeros((128, 16), jnp.bfloat16).at[0].set(256).at[1].set(0.5).at[127].set(-256)
     a, b = (
         jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in ((a, P(None, "k")), (b, P("k")))
     )
-    product = jax.jit(lambda a, b: scaled_product.scaled_product(a, b, (1, 0), (), jnp.bfloat16))
-    assert (np.asarray(product(a, b), np.float32) == 0.5).all()
+    one = (jnp.float32(1),)
+    for dtype, expected in ((jnp.float32, 0.5), (jnp.bfloat16, 0.0)):
+        product = jax.jit(partial(scaled_product.scaled_product, contract=(1, 0), dtype=dtype))
+        assert (np.asarray(product(a, b, scales=one), np.float32) == expected).all(), dtype

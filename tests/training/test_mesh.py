@@ -81,7 +81,7 @@ def test_weights_and_moments_are_cut_by_the_table():
         "blocks/1/mlp/up/kernel": P("fsdp", "tensor"),
         "blocks/1/mlp/down/kernel": P("tensor", "fsdp"),
         "blocks/7/attention/o/kernel": P("tensor", "fsdp"),
-        "embedding/weight": P("tensor", "fsdp"),
+        "embedding/weight": P(None, "fsdp"),
         "head/kernel": P("fsdp", "tensor"),
     }
     assert {path: shardings.parameters[path].spec for path in expected} == expected
