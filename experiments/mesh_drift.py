@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -95,7 +96,7 @@ def main(options: Options) -> None:
         print(f"{MESHES[1] + ', then ' + MESHES[2]:49} {Path(recipe).stem:6}   {after}", flush=True)
 
 
-def choices(folder: Path, recipe: str, mesh: str | None, seed: int) -> dict:
+def choices(folder: Path, recipe: str, mesh: str | None, seed: int) -> dict[str, Any]:
     """The run's choices by the names of `TrainConfig`; its workdir says them all."""
     return {
         "workdir": folder / f"{Path(recipe).stem}-{mesh}-{seed}",

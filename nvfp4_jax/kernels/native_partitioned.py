@@ -23,7 +23,13 @@ from nvfp4_jax.axes import of_a_shard, shard_count
 from nvfp4_jax.kernels import blackwell_gemm, blackwell_quantize
 from nvfp4_jax.kernels.blackwell_gemm_tiling import STEP_K
 from nvfp4_jax.kernels.partitioned import ir_shape, placed, start_of
-from nvfp4_jax.kernels.scaled_product import scaled, scatter_axis, sharded_names, summed
+from nvfp4_jax.kernels.scaled_product import (
+    scaled,
+    scatter_axis,
+    scattered,
+    sharded_names,
+    summed,
+)
 from nvfp4_jax.kernels.tiles import Copy
 
 TILE = 128  # rows and columns of a shard come in multiples of it
@@ -135,7 +141,7 @@ def product(sizes: tuple[int, int], count: int, dtype: Any, found: Any) -> Calla
             sums = summed(multiply(part, jnp.float32, *arrays[:4]), k, scatter)
             return scaled(sums, arrays[4:])
 
-        out = tuple((*names, *k) if axis == scatter else names for axis, names in enumerate((m, n)))
+        out = scattered((m, n), scatter)
         whole = NamedSharding(mesh, PartitionSpec())
         sources = [placed(mesh, (m, k))] * 2 + [placed(mesh, (n, k))] * 2
         return mesh, of_a_shard(shard), placed(mesh, out), (*sources, *(whole for _ in factors))

@@ -16,7 +16,7 @@ activations, which tensor parallelism adds up twice a layer, in bf16 (as in arXi
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,13 @@ from nvfp4_jax.kernels import hopper_gemm
 from nvfp4_jax.kernels.capability import capability
 
 Names = tuple[str, ...]
+
+
+class Scatter(NamedTuple):
+    """Over which mesh axes partial sums stay scattered, along which axis of the result."""
+
+    axis: int
+    names: Names
 
 
 def scaled_product(
@@ -120,7 +127,7 @@ def _partition(
         return NamedSharding(mesh, PartitionSpec(*(names or None for names in pair)))
 
     whole = NamedSharding(mesh, PartitionSpec())
-    out = [(*names, *k) if axis == scatter else names for axis, names in enumerate((m, n))]
+    out = scattered((m, n), scatter)
     result_sharding = NamedSharding(mesh, PartitionSpec(*(names or None for names in out)))
     operands = (placed(contract[0], k, m), placed(contract[1], k, n))
     return mesh, of_a_shard(shard), result_sharding, (*operands, *(whole for _ in scales))
@@ -134,18 +141,28 @@ def sharded_names(array: Any, axis: int, mesh: Any, unit: int = 1) -> Names:
     return names if array.shape[axis] % (shard_count(mesh, names) * unit) == 0 else ()
 
 
-def summed(sums: Array, k: Names, scatter: int | None) -> Array:
-    """Partial sums added up over the mesh axes `k`, and left scattered along `scatter`."""
+def scattered(axes: tuple[Names, Names], scatter: Scatter | None) -> tuple[Names, ...]:
+    """The mesh axes of the result's two axes."""
+    if scatter is None:
+        return axes
+    return tuple((*n, *scatter.names) if i == scatter.axis else n for i, n in enumerate(axes))
+
+
+def summed(sums: Array, k: Names, scatter: Scatter | None) -> Array:
+    """Partial sums added up over the mesh axes `k`, and left scattered as `scatter` says."""
     if scatter is None:
         return lax.psum(sums, k)
-    return lax.psum_scatter(sums, k, scatter_dimension=scatter, tiled=True)
+    parts = lax.psum_scatter(sums, scatter.names, scatter_dimension=scatter.axis, tiled=True)
+    others = tuple(name for name in k if name not in scatter.names)
+    return lax.psum(parts, others) if others else parts
 
 
-def scatter_axis(result: Any, k: Names, kept: tuple[Names, Names], mesh: Any) -> int | None:
-    """The axis of the result over which partial sums may stay scattered: it ends with k's."""
+def scatter_axis(result: Any, k: Names, kept: tuple[Names, Names], mesh: Any) -> Scatter | None:
+    """How partial sums may stay scattered: over those of k's axes that an axis of the result ends
+    with, as the gradient of a weight that is stored in parts does."""
     for axis, names in enumerate(kept):
         wanted = sharded_names(result, axis, mesh)
-        divides = result.shape[axis] % shard_count(mesh, (*names, *k)) == 0
-        if k and wanted == (*names, *k) and divides:
-            return axis
+        ends = wanted[len(names) :]
+        if ends and wanted[: len(names)] == names and set(ends) <= set(k):
+            return Scatter(axis, ends)
     return None

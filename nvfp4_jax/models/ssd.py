@@ -87,8 +87,8 @@ def ssd(
       seq_idx: (batch, length), the document of each token, starting at any number; equal numbers
         next to each other are one document.
       initial_state: (batch, H, P, N), zeros when left out.
-      implementation: `xla`, `triton`, or None for the faster one that can run: on Ampere, Ada and
-        Hopper GPUs the kernels for bfloat16, else XLA.
+      implementation: `xla`, `triton`, or None for the faster one that can run: from Ampere to
+        Blackwell the kernels for bfloat16, else XLA.
 
     Returns:
       y (batch, length, H, P) in the dtype of x, and the state after the last token

@@ -101,13 +101,13 @@ class Engine:
         here = rows_here(mesh, config.batch, parts)
         shape = (parts, config.batch // parts, config.length)
         layout = batch_sharding(mesh)
-        return {name: _spread(array, here, shape, layout) for name, array in batch.items()}
+        return _spread(batch, here, shape, layout)
 
     def _place_held_out(self, batch: Batch) -> Arrays:
         config, mesh = self._run.config, self._run.mesh
         here = rows_here(mesh, config.batch)
         shape, layout = (config.batch, config.length), sharding(mesh, "batch", "length")
-        return {name: _spread(array, here, shape, layout) for name, array in batch.items()}
+        return _spread(batch, here, shape, layout)
 
     def _compile_step(self, table: Table, state: TrainState) -> jax.stages.Compiled:
         run, config = self._run, self._run.config
@@ -125,14 +125,18 @@ class Engine:
 
 
 def _spread(
-    rows: np.ndarray, here: np.ndarray, shape: tuple[int, ...], layout: NamedSharding
-) -> jax.Array:
-    """An array (..., rows, length) over all hosts, of whose rows this one has read `here`."""
+    batch: Batch, here: np.ndarray, shape: tuple[int, ...], layout: NamedSharding
+) -> Arrays:
+    """Arrays (..., rows, length) over all hosts, of whose rows this one has read `here`."""
     places = np.full(math.prod(shape[:-1]), -1)
     places[here] = np.arange(here.size)
     places = places.reshape(shape[:-1])
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        return rows[places[index[:-1]]][..., index[-1]]
+    def spread(rows: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # for arrays alone
+            return rows[places[index[:-1]]][..., index[-1]]
 
-    return jax.make_array_from_callback(shape, layout, part)
+        return jax.make_array_from_callback(shape, layout, part)
+
+    return jax.tree.map(spread, dict(batch))

@@ -25,7 +25,12 @@ from nvfp4_jax.models.ssd import ssd
 from tests.gpu_compile import H100
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-SHARED = {90: 227 * 1024, 80: 163 * 1024, 89: 99 * 1024}  # bytes a program may have
+SHARED = {
+    100: 227 * 1024,
+    90: 227 * 1024,
+    80: 163 * 1024,
+    89: 99 * 1024,
+}  # bytes a program may have
 TYPES = {"bfloat16": "*bf16", "float32": "*fp32", "int32": "*i32"}
 NEMOTRON = ssd_tiles.Sizes(batch=1, length=8192, heads=128, groups=8, head_dim=80, state=128)
 

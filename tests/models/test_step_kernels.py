@@ -135,7 +135,7 @@ def test_attention(length, ends):
     assert_close((out, actual), (value, gradients), 5e-6)
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
 def test_kernels_compile_for_gpus_that_are_not_here(capability, monkeypatch):
     """Lowered with the sizes of the 1b preset; the assembler does not run here."""
     monkeypatch.undo()

@@ -29,7 +29,7 @@ def test_the_models_know_the_gpus_that_the_kernels_know():
     assert target._BY_NAME == capability._KNOWN
 
 
-@pytest.mark.parametrize("found", [(8, 0), (8, 9), (9, 0)])
+@pytest.mark.parametrize("found", [(8, 0), (8, 9), (9, 0), (10, 0), (10, 3)])
 def test_the_kernel_where_it_can_run(found, monkeypatch):
     monkeypatch.setattr(target, "capability", lambda: found)
     assert target.choose(None, lambda: None) == "triton"
@@ -39,7 +39,7 @@ def test_the_kernel_where_it_can_run(found, monkeypatch):
         target.choose("triton", lambda: "too wide")
 
 
-@pytest.mark.parametrize("found", [(7, 5), (10, 0), (12, 0)])
+@pytest.mark.parametrize("found", [(7, 5), (12, 0)])
 def test_other_gpus_take_xla(found, monkeypatch):
     monkeypatch.setattr(target, "capability", lambda: found)
     assert target.choose(None, unexpected) == "xla"
@@ -54,7 +54,7 @@ def test_other_gpus_take_xla(found, monkeypatch):
     ],
 )
 def test_a_kernel_that_cannot_run_says_why(call):
-    with pytest.raises(ValueError, match="Ampere, Ada and Hopper"):
+    with pytest.raises(ValueError, match=r"8.0 to 10.x \(Ampere to Blackwell\)"):
         call()
 
 

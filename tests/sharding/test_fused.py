@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+import re
 from functools import partial
 
 import jax
@@ -225,3 +226,25 @@ def test_partial_sums_travel_in_the_dtype_of_the_result(products_on_a_cpu):
     for dtype, expected in ((jnp.float32, 0.5), (jnp.bfloat16, 0.0)):
         product = jax.jit(partial(scaled_product.scaled_product, contract=(1, 0), dtype=dtype))
         assert (np.asarray(product(a, b, scales=one), np.float32) == expected).all(), dtype
+
+
+def test_partial_sums_scatter_where_the_result_is_stored_in_parts(products_on_a_cpu):
+    """A weight gradient over data x fsdp: scattered over fsdp as it is summed, then its part."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    layout = NamedSharding(mesh, P("fsdp"))
+    draw = np.random.default_rng(0)
+    x, dy = (jnp.asarray(draw.integers(-8, 8, (64, n)), jnp.bfloat16) for n in (32, 16))
+    tokens = NamedSharding(mesh, P(("data", "fsdp")))
+
+    def wgrad(x, dy):
+        one = (jnp.float32(1),)
+        dw = scaled_product.scaled_product(x, dy, (0, 0), one, jnp.float32)
+        return jax.lax.with_sharding_constraint(dw, layout)
+
+    compiled = jax.jit(wgrad, in_shardings=(tokens, tokens)).lower(x, dy).compile()
+    expected = np.asarray(x, np.float32).T @ np.asarray(dy, np.float32)  # small integers: exact
+    found = compiled(jax.device_put(x, tokens), jax.device_put(dy, tokens))
+    np.testing.assert_array_equal(np.asarray(found), expected)
+    text = compiled.as_text()
+    assert "f32[8,16]" in text.split("reduce-scatter(")[0].splitlines()[-1]
+    assert "f32[32,16]" not in "".join(re.findall(r"= (\S+) all-reduce\(", text))
