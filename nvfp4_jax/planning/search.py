@@ -11,7 +11,10 @@ Of one device, with N parameters, t tokens of a microbatch a device and m microb
     tokens         per mixer and pass: gathered and scattered over tensor, to heads and back over
                    sequence
 
-    time = max(arithmetic, weights) + tokens        weights travel behind arithmetic, tokens do not
+    time = arithmetic + weights + tokens
+
+Weights travel behind arithmetic and slow it by about as long as they take: 15 and 22 ms a step for
+20 and 12 ms of traffic on two H200.
 
 It ranks and no more: what is reported is read in the compiled program.
 """
@@ -55,9 +58,9 @@ def ranked(job: Job, machine: Machine, every: Iterable[Candidate]) -> list[Judge
     return fitting or sorted(judged, key=lambda one: one.bytes)[:1]
 
 
-def _preference(one: Judged) -> tuple[float, float]:
-    """By time, to two digits, which is more than it is worth; then by memory."""
-    return float(f"{one.seconds:.2g}"), one.bytes
+def _preference(one: Judged) -> tuple[float, int, float]:
+    """By time; among equals the fewest microbatches, then the least memory."""
+    return one.seconds, one.candidate.microbatches, one.bytes
 
 
 def best_of_each_mesh(order: Iterable[Judged]) -> list[Judged]:
@@ -95,7 +98,7 @@ def meshes_of(job: Job, gpus: int) -> Iterator[MeshShape]:
 def judge(job: Job, machine: Machine, candidate: Candidate) -> Judged:
     """What the model of this module says of a candidate."""
     weights, tokens = _traffic_seconds(job, machine, candidate)
-    seconds = max(_arithmetic_seconds(job, machine, candidate), weights) + tokens
+    seconds = _arithmetic_seconds(job, machine, candidate) + weights + tokens
     return Judged(candidate, seconds, _bytes(job, candidate))
 
 
