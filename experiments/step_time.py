@@ -66,8 +66,10 @@ def plain_step(config: models.HybridConfig, dtype) -> Callable:
     def loss(parameters, batch):
         model = assemble(definition, parameters)
         hidden = models.apply_blocks(model, model.embed(batch["tokens"]), batch["segment_ids"])
+        graph, head = nnx.split(model.head)
         return cross_entropy_sum(
-            model.head,
+            lambda head, x: nnx.merge(graph, head)(x),
+            head,
             model.readout(hidden),
             batch["targets"],
             batch["mask"],

@@ -1,10 +1,11 @@
 """Native operands and their products under a mesh.
 
 As with the emulation's kernels (`partitioned`, `scaled_product`), XLA is told how to split what it
-cannot look into. The hardware reads scales in tiles of 128 rows by 64 contracted elements, and the
-product takes contractions in steps of 256. So an axis may stay sharded if the whole is whole steps
-and every shard whole tiles, multiples of 128; else it is gathered. What travels between devices,
-gathered weights above all, is 4.5 bits an element.
+cannot look into. The hardware reads scales in tiles of 128 rows by 64 contracted elements, so an
+operand may stay sharded if its axes and every shard are whole tiles, multiples of 128; else it is
+gathered. The product takes contractions in steps of 256: it pads one that is none, and sums over
+devices only where every shard is whole steps. What travels between devices, gathered weights above
+all, is 4.5 bits an element.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) -> 
 
     def at(entries: Any, mesh: Any, x: Array, *rest: Any) -> tuple[Array, ...]:
         amax, signs, keys = rest
+        ragged = not any(entries) and _ragged(x.shape)
         pairs = blackwell_quantize.native_operands(
             x,
             copies,
@@ -58,7 +60,7 @@ def operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) -> 
             rows=x.shape[1] * shard_count(mesh, entries[1]),
             round_to_bf16=round_to_bf16,
             compute_capability=capability,
-            length_multiple=TILE if any(entries) else STEP_K,
+            length_multiple=STEP_K if ragged else TILE,
         )
         return tuple(part for pair in pairs for part in pair)
 
@@ -67,7 +69,7 @@ def operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) -> 
 
     def partition(mesh: Any, arguments: Any, result: Any):
         x, *rest = arguments
-        divides = not _ragged(x.shape, copies)
+        divides = not _ragged(x.shape)
         entries = ((), *(sharded_names(x, i, mesh, TILE) if divides else () for i in (1, 2)))
         whole = NamedSharding(mesh, PartitionSpec())
         results = []
@@ -84,7 +86,7 @@ def operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) -> 
 
 def _operands_rule(copies: tuple[Copy, ...], mesh: Any, arguments: Any, results: Any):
     _, rows, columns = shape = ir_shape(arguments[0])
-    if _ragged(shape, copies):
+    if _ragged(shape):
         results = ", ".join(f"p{i} q{i}, v{i} w{i} x{i} y{i} z{i}" for i in range(len(copies)))
         return _rule(f"b r c, n, s, m k -> {results}", {})
     made = []
@@ -98,12 +100,9 @@ def _operands_rule(copies: tuple[Copy, ...], mesh: Any, arguments: Any, results:
     return _rule(f"b (i t) (j u), n, s, m k -> {', '.join(made)}", _SIZES | counts)
 
 
-def _ragged(shape: tuple[int, ...], copies: tuple[Copy, ...]) -> bool:
-    """Whether an axis is one tile, or shards are not whole tiles, or the whole not whole steps."""
-    steps = {2 if copy.axis == "columns" else 1 for copy in copies}
-    return any(
-        shape[axis] == TILE or shape[axis] % (STEP_K if axis in steps else TILE) for axis in (1, 2)
-    )
+def _ragged(shape: tuple[int, ...]) -> bool:
+    """Whether an axis is one tile, or not whole tiles: then it cannot be cut."""
+    return any(shape[axis] == TILE or shape[axis] % TILE for axis in (1, 2))
 
 
 def _rule(rule: str, sizes: dict[str, int]):
@@ -153,7 +152,8 @@ def product(sizes: tuple[int, int], count: int, dtype: Any, found: Any) -> Calla
 
 def _product_rule(sizes: tuple[int, int], count: int, mesh: Any, arguments: Any, results: Any):
     """Axes of one tile or step, which no factor may be, are whole."""
-    steps = ir_shape(arguments[0])[1] // _STEP_SIZES["h"]
+    steps, rest = divmod(ir_shape(arguments[0])[1], _STEP_SIZES["h"])
+    steps = 1 if rest else steps
     m, rows = ("m", "mt") if _whole(sizes[0]) else ("(i t)", "i")
     n, columns = ("n", "nt") if _whole(sizes[1]) else ("(j u)", "j")
     k, tiles = ("k", "kt") if steps == 1 else ("(p h)", "(p d)")
