@@ -2,7 +2,7 @@
 # One run on several nodes under SLURM: one process for each GPU.
 #
 #   sbatch --nodes 8 experiments/launch/slurm.sh /shared/run \
-#       --model nano-12b-v2 --mesh data=8,fsdp=8 --batch 736 --length 8192
+#       --model nano-12b-v2 --mesh data=8,fsdp=8 --batch 768 --length 8192
 #
 # First the workdir, on a file system that all nodes share; the rest goes to `nvfp4 train`. The mesh
 # has as many devices as the job has GPUs: nodes times gpus-per-node.
@@ -25,7 +25,8 @@
 workdir=${1:?the workdir comes first}
 shift
 
-srun nvfp4 train --distributed slurm --workdir "$workdir" "$@"
+# Newer versions of srun do not take the batch script's --cpus-per-task by themselves.
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" nvfp4 train --distributed slurm --workdir "$workdir" "$@"
 status=$?
 
 whole=$workdir/parameters.safetensors # the last thing that a run writes

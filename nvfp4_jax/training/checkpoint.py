@@ -117,7 +117,9 @@ class Checkpoints:
         """Delete what no policy keeps; renamed first, so that a half is never taken for whole."""
         for step in steps_to_delete(list(self._kept.values()), self._keep, self._keep_every):
             path = self._folder / str(step)
-            shutil.rmtree(path.rename(path.with_name(f"{step}{DELETING}")))
+            aside = path.rename(path.with_name(f"{step}{DELETING}"))
+            # A network file system may hold on to a file; the next start clears what is left.
+            shutil.rmtree(aside, ignore_errors=True)
             del self._kept[step]
 
     def _failure(self, step: int, error: Exception) -> str:

@@ -18,6 +18,8 @@ from flax import nnx
 from nvfp4_jax import models
 from nvfp4_jax.recipe import layer_path
 from nvfp4_jax.training.binding import Table, linears, make_bind
+from nvfp4_jax.training.exact import OPTIONS
+from nvfp4_jax.training.sharding import laid_out
 from nvfp4_jax.training.state import Parameters, assemble
 from nvfp4_jax.training.step import Arrays, Program, loss_sum
 
@@ -37,10 +39,11 @@ def first_bad_layer(
     if bad:
         return f"the parameter {layer_path(bad)} is not finite itself"
     # blocks one by one, so that what is found has one name
-    program = dataclasses.replace(program, scan=False, remat="none")
+    program = dataclasses.replace(program, scan=False)
     for index in range(batch["tokens"].shape[0]):
         part = {name: array[index] for name, array in batch.items()}
-        where = _search(program, table, parameters, part, jax.random.fold_in(key, index))
+        with laid_out(program.mesh):
+            where = _search(program, table, parameters, part, jax.random.fold_in(key, index))
         if where:
             return f"{where} (microbatch {index})"
     return "no layer: every gradient is finite, but their sum or norm exceeds FP32"
@@ -53,7 +56,9 @@ def _search(
     for name, finite in zip(names, jax.device_get(flags), strict=True):
         if not finite:
             return f"the output of {name}, going forward"
-    grads = jax.jit(jax.grad(lambda p: loss_sum(program, table, p, batch, key)))(parameters)
+    grads = jax.jit(
+        jax.grad(lambda p: loss_sum(program, table, p, batch, key)), compiler_options=OPTIONS
+    )(parameters)
     finite = {layer_path(path): bool(jnp.isfinite(grad).all()) for path, grad in grads.items()}
     for name in ["final_norm", "head", *reversed(names), "embedding"]:
         bad = [path for path, ok in finite.items() if not ok and path.startswith(name + "/")]
@@ -86,7 +91,7 @@ def _outputs(
         model.head(model.readout(hidden))
         return flags
 
-    flags = jax.jit(forward)(parameters, batch, key)
+    flags = jax.jit(forward, compiler_options=OPTIONS)(parameters, batch, key)
     return names, flags
 
 

@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nvfp4_jax.training.errors import Diverged, UsageError, outcome
+from nvfp4_jax.training.errors import Diverged, StorageError, UsageError, outcome
 from nvfp4_jax.training.last_words import read_by_another
 
 HEARTBEAT_SECONDS = 30  # without a sign of life for so long, a process counts as lost
@@ -168,6 +168,7 @@ def agreed[T](make: Callable[[], T], facts: Callable[[T], dict[str, str]] = lamb
 
     Raises:
       UsageError: on every process, if it is raised on one, or if a fact differs.
+      StorageError: on every process, if a disk or folder failed one.
     """
     if not several():
         return make()
@@ -175,9 +176,10 @@ def agreed[T](make: Callable[[], T], facts: Callable[[T], dict[str, str]] = lamb
         made = make()
         told = {"facts": {name: fact[:100] for name, fact in facts(made).items()}}
     except Exception as error:
-        if outcome(error) is None:
+        known = outcome(error)
+        if known is None:
             raise
-        _refuse_unequal(gather({"error": str(error)[:LONGEST_ERROR]}))
+        _refuse_unequal(gather({"status": known[1], "error": str(error)[:LONGEST_ERROR]}))
         raise
     _refuse_unequal(gather(told))
     return made
@@ -186,7 +188,8 @@ def agreed[T](make: Callable[[], T], facts: Callable[[T], dict[str, str]] = lamb
 def _refuse_unequal(told: Sequence[dict]) -> None:
     for process, one in enumerate(told):
         if "error" in one:
-            raise UsageError(f"process {process} says: {one['error']}")
+            kind = UsageError if one["status"] == 2 else StorageError
+            raise kind(f"process {process} says: {one['error']}")
     first = told[0]["facts"]
     for process, one in enumerate(told):
         for name in first | one["facts"]:

@@ -17,7 +17,7 @@ import jax
 
 from nvfp4_jax.training.prepare import Run
 
-MAY_DIFFER = ("distributed", "process", "data", "compilation_cache", "recipe", "model")
+MAY_DIFFER = ("distributed", "process", "data", "recipe", "model")
 
 
 def facts(run: Run) -> dict[str, str]:

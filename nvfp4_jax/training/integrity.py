@@ -36,16 +36,14 @@ def find_damage(folder: Path) -> str | None:
     """What of a sealed folder is not as it was sealed, in words; None if all of it is.
 
     Raises:
-      PermissionError: a file that may not be read, which says nothing about its content.
+      OSError: a file that is there and cannot be read, which says nothing about its content.
     """
     path = folder / SUMS
     if not path.is_file():
         return f"{SUMS} is missing"
     try:
         stored, now = path.read_bytes(), _digests(folder)
-    except PermissionError:
-        raise
-    except OSError as error:
+    except FileNotFoundError as error:  # a link to nowhere
         return f"{error.filename or 'a file'} cannot be read ({error.strerror})"
     return None if stored == _listing(now).encode() else _difference(stored, now)
 

@@ -152,11 +152,18 @@ def gathers_packed(gather: Literal["auto", "packed", "bf16"], mesh: Mesh) -> boo
     Left to us (`auto`), they do between hosts. Within one the network is fast, and unpacking the
     whole weight on every device for each use costs more than the bytes.
     """
+    if gather == "packed" and mesh.shape["fsdp"] == 1:
+        raise UsageError(
+            "--gather packed: no weight is stored in parts; give --mesh fsdp=N, or leave it out"
+        )
     if gather != "auto":
         return gather == "packed"
     rows = np.moveaxis(mesh.devices, mesh.axis_names.index("fsdp"), -1)
     sharing = rows.reshape(-1, rows.shape[-1])[0]
-    return len({device.process_index for device in sharing}) > 1
+    # GPUs of one host have one slice_index, whether it runs a process for each or one for all.
+    several = jax.process_count() > 1
+    host = "slice_index" if several and hasattr(sharing[0], "slice_index") else "process_index"
+    return len({getattr(device, host) for device in sharing}) > 1
 
 
 def scans(

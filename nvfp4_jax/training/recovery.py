@@ -21,7 +21,7 @@ from nvfp4_jax.training.errors import StorageError, UsageError
 from nvfp4_jax.training.integrity import find_damage
 
 ASIDE = "checkpoints-unreadable"
-NONE, REFUSED = -1, -2  # what process 0 tells in place of a step
+NONE, REFUSED, FAILED = -1, -2, -3  # what process 0 tells in place of a step
 
 
 def newest(folder: Path, say: Callable[[str], None]) -> Found | None:
@@ -85,8 +85,10 @@ def _agreed(find: Callable[[], int | None]) -> int | None:
             found = find()
             answer = NONE if found is None else found
         except (UsageError, StorageError) as error:
-            answer, refusal = REFUSED, error
+            answer, refusal = (REFUSED if isinstance(error, UsageError) else FAILED), error
     told = int(multihost_utils.broadcast_one_to_all(np.int32(answer)))
     if told == REFUSED:
         raise refusal or UsageError("the first process refused the checkpoints: see its message")
+    if told == FAILED:
+        raise refusal or StorageError("the first process cannot read the checkpoints: see there")
     return None if told == NONE else told

@@ -136,19 +136,22 @@ def test_the_first_step_is_that_of_one_device(every_layer, mesh):
 
 
 def test_a_run_moves_to_another_mesh(inputs, tmp_path):
-    """Saved on one mesh, continued on another: as on one device, but for the order of sums."""
-    train(micro.config(inputs, tmp_path / "one"), QUIET)
+    """Saved on one mesh, continued on another: its next loss is the one that it would have had."""
     halves = {"save_every": micro.STEPS // 2, "keep": 2}
     train(micro.config(inputs, tmp_path / "moved", mesh="fsdp=2", **halves), QUIET)
+    stayed = losses(tmp_path / "moved")
     for path in (tmp_path / "moved" / "checkpoints").glob(f"*{micro.STEPS}*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     train(micro.config(inputs, tmp_path / "moved", mesh="data=4", **halves), QUIET)
-    one, moved = (
-        np.array([line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl")])
-        for name in ("one", "moved")
-    )
+    moved, next_step = losses(tmp_path / "moved"), micro.STEPS // 2
     assert len(moved) == micro.STEPS
-    assert np.abs(moved - one).max() <= 1e-5 * one.max()
+    assert abs(moved[next_step] - stayed[next_step]) <= 1e-6 * stayed[next_step]
+    # later steps carry on what bf16 roundings differ by (BENCHMARKS.md): one each, 2^-9, at most
+    assert np.abs(moved - stayed).max() <= 2.0**-9 * stayed.max()
+
+
+def losses(workdir) -> np.ndarray:
+    return np.array([line["loss"] for line in read_lines(workdir / "metrics.jsonl")])
 
 
 def norm(tree) -> float:
