@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import scaling, scaling_worker
 from experiments.scaling_worker import Task
@@ -24,6 +25,17 @@ def model(tmp_path_factory) -> str:
     file = tmp_path_factory.mktemp("scaling") / "model.json"
     file.write_text(json.dumps(micro.MODEL | {"pattern": "-"}))
     return str(file)
+
+
+@pytest.fixture(autouse=True)
+def compiled_here():
+    """No cache of compiled programs: what a CPU loads from one cannot be serialized again."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
 
 
 def test_every_gpu_gets_as_many_rows_and_the_loss_is_of_the_same_batch():
