@@ -51,6 +51,7 @@ class Engine:
         self._everywhere = sharding(run.mesh)
         seed = run.config.seed
         self._key = jax.jit(lambda: jax.random.key(seed), out_shardings=self._everywhere)()
+        self._rows = rows_here(run.mesh, run.config.batch, run.config.microbatches)
         self._held_out = [self._place_held_out(batch) for batch in held_out]
         self._steps: dict[Table, jax.stages.Compiled] = {}
         self._compiled_evaluation = functools.cache(self._compile_evaluation)
@@ -96,12 +97,9 @@ class Engine:
 
     def _place(self, batch: Batch) -> Arrays:
         """The rows of this host (`rows_here`, length) to (microbatches, rows, length)."""
-        config, mesh = self._run.config, self._run.mesh
-        parts = config.microbatches
-        here = rows_here(mesh, config.batch, parts)
+        config, parts = self._run.config, self._run.config.microbatches
         shape = (parts, config.batch // parts, config.length)
-        layout = batch_sharding(mesh)
-        return _spread(batch, here, shape, layout)
+        return _spread(batch, self._rows, shape, batch_sharding(self._run.mesh))
 
     def _place_held_out(self, batch: Batch) -> Arrays:
         config, mesh = self._run.config, self._run.mesh

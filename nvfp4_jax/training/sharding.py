@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nvfp4_jax.axes import axis_names, shard_count
 from nvfp4_jax.models import placing
 
 ACTIVATIONS: dict[str, tuple[str, ...]] = {  # logical axis -> axes of the mesh
@@ -80,16 +80,9 @@ def laid_out(mesh: Mesh | None) -> Iterator[None]:
     if mesh is None or mesh.size == 1:
         yield
         return
-    with placing(constrain(mesh), frozenset(a for a in ACTIVATIONS if _parts(mesh, a) > 1)):
+    cut = frozenset(a for a, names in ACTIVATIONS.items() if shard_count(mesh, names) > 1)
+    with placing(constrain(mesh), cut):
         yield
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def _parts(mesh: Mesh, axis: str) -> int:
-    return math.prod(mesh.shape[name] for name in ACTIVATIONS[axis])
 
 
 def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -105,7 +98,7 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSh
 def gathered_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding | None:
     """How this weight lies when it is multiplied; None where it is stored so."""
     stored = parameter_sharding(mesh, path, shape).spec
-    entries = [_names(entry) for entry in stored]
+    entries = [axis_names(entry) for entry in stored]
     if not any("fsdp" in names for names in entries):
         return None
     kept = (tuple(name for name in names if name != "fsdp") or None for names in entries)
@@ -158,11 +151,11 @@ def _store(mesh: Mesh, entries: list[list[str]], axes: tuple[str, ...], shape: A
 
 def _shares(mesh: Mesh, names: list[str], size: int, unit: int = 1) -> bool:
     """Whether `size` can be cut evenly over these axes of the mesh, in parts of whole units."""
-    return all(names) and size % (math.prod(mesh.shape[name] for name in names) * unit) == 0
+    return all(names) and size % (shard_count(mesh, tuple(names)) * unit) == 0
 
 
 def _dividing(mesh: Mesh, names: tuple[str, ...], size: int) -> tuple[str, ...] | None:
     """As many of the axes, from the first on, as can share `size` evenly."""
-    while names and size % math.prod(mesh.shape[name] for name in names):
+    while names and size % shard_count(mesh, names):
         names = names[:-1]
     return names or None
