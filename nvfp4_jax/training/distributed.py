@@ -34,6 +34,7 @@ from jax.experimental import multihost_utils
 
 from nvfp4_jax.training.errors import Diverged, StorageError, UsageError, outcome
 from nvfp4_jax.training.last_words import read_by_another
+from nvfp4_jax.training.tuning import keep_trials_apart
 
 HEARTBEAT_SECONDS = 30  # without a sign of life for so long, a process counts as lost
 JOIN_SECONDS = 300  # for all to start: queues and images of a cluster are slow
@@ -110,6 +111,7 @@ def joined(distributed: str | None, processes: int | None, process: int | None) 
 
 
 def _initialize(distributed: str, processes: int | None, process: int | None) -> None:
+    keep_trials_apart()
     try:
         jax.distributed.initialize(
             None if distributed in _STARTERS else distributed,
@@ -183,6 +185,16 @@ def agreed[T](make: Callable[[], T], facts: Callable[[T], dict[str, str]] = lamb
         raise
     _refuse_unequal(gather(told))
     return made
+
+
+def first_alone[T](make: Callable[[], T]) -> T:
+    """What `make` gives; the first process makes its own before the others begin theirs.
+
+    Raises:
+      UsageError, StorageError: on every process, if it is raised by the first.
+    """
+    made = agreed(lambda: make() if is_first() else None)
+    return make() if made is None else made
 
 
 def _refuse_unequal(told: Sequence[dict]) -> None:

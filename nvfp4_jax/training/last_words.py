@@ -24,9 +24,16 @@ ABOUT_PEERS = (
     b"client.h",
     b"coordination_service.cc",
     b"coordination_service_agent.cc",
+    b"pjrt_client.cc",
     b"preemption_sync_manager.cc",
 )
 FATAL = b"JAX distributed service detected fatal errors"
+# What jax says of an orderly end, in which one process is gone before another.
+PARTING = re.compile(
+    rb"[WEF]\d{4} [^\n]*pjrt_client\.cc:\d+\] WatchTasksAsync failed[^\n]*\n"
+    rb"(?:Additional GRPC error[^\n]*\n(?::[^\n]*\n)?)?"
+    rb"(?:=== Source Location Trace: ===[^\n]*\n(?:external/[^\n]*\n)*\n?)?"
+)
 PATIENCE = 10.0  # seconds from a first complaint to the end; after them all is passed on
 
 
@@ -64,7 +71,7 @@ def main(who: str, address: str) -> None:
     while True:
         ready, _, _ = select.select([0], [], [], PATIENCE if holding else None)
         if not ready:
-            held, holding = _pass_on(held), False
+            held, holding = _pass_on(PARTING.sub(b"", held)), False
             continue
         data = os.read(0, 65536)
         if not data:
@@ -74,7 +81,7 @@ def main(who: str, address: str) -> None:
             held, holding = _split(held)
     if FATAL in held:
         held = f"{who}: {explain(held.decode(errors='replace'), address)}\n".encode()
-    _pass_on(held)
+    _pass_on(PARTING.sub(b"", held))
 
 
 def explain(text: str, address: str) -> str:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 
@@ -46,9 +45,4 @@ def compiler_options(mesh: Mesh | None) -> dict[str, bool | int | str]:
     """For `lowered.compile(compiler_options=...)`; none for one device, or without a GPU."""
     if mesh is None or mesh.size == 1 or mesh.devices.flat[0].platform not in ("cuda", "gpu"):
         return {}
-    chosen = {option.name: option.value for option in OPTIONS}
-    if jax.process_count() > 1:
-        # XLA shares the trial of kernels among processes; one that finds its program in a cache
-        # takes no part, and the others would wait for it.
-        chosen["xla_gpu_shard_autotuning"] = False
-    return chosen
+    return {option.name: option.value for option in OPTIONS}

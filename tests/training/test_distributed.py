@@ -13,6 +13,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,8 +35,16 @@ from experiments.random_kills import (
     wait_until,
 )
 from nvfp4_jax.training import UsageError, train
+from nvfp4_jax.training import distributed as distributed_module
 from nvfp4_jax.training import workdir as workdir_module
-from nvfp4_jax.training.distributed import agreed, check_flags, is_first, joined, several
+from nvfp4_jax.training.distributed import (
+    agreed,
+    check_flags,
+    first_alone,
+    is_first,
+    joined,
+    several,
+)
 
 from . import micro
 
@@ -239,3 +249,40 @@ def test_a_process_alone_is_the_first_and_agrees_with_itself():
         assert is_first()
         assert not several()
         assert agreed(lambda: 7) == 7
+        assert first_alone(lambda: 8) == 8
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_first_makes_its_own_before_the_others(monkeypatch, first):
+    happened = []
+
+    def agree(make):
+        made = make()
+        happened.append("all are here")
+        return made
+
+    monkeypatch.setattr(distributed_module, "agreed", agree)
+    monkeypatch.setattr(distributed_module, "is_first", lambda: first)
+    assert first_alone(lambda: happened.append("made") or 7) == 7
+    assert happened == (["made", "all are here"] if first else ["all are here", "made"])
+
+
+def test_no_program_of_several_processes_shares_trials():
+    script = """
+import os
+import nvfp4_jax.training.loop  # what has been imported by then
+from jax._src.compiler import get_compile_options
+from nvfp4_jax.training.tuning import keep_trials_apart
+
+keep_trials_apart()
+keep_trials_apart()
+print(os.environ["XLA_FLAGS"])
+options = get_compile_options(1, 1)  # held: the rest points into it
+print(options.executable_build_options.debug_options)
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false"}
+    words = [sys.executable, "-c", script]
+    told = subprocess.check_output(words, env=environment, text=True)
+    flags, *options = told.splitlines()
+    assert flags == f"{environment['XLA_FLAGS']} --xla_gpu_shard_autotuning=false"
+    assert "xla_gpu_shard_autotuning: false" in options

@@ -68,3 +68,16 @@ def test_an_end_for_a_lost_peer_is_one_line(text, words):
 )
 def test_what_is_no_such_end_is_passed_on(text):
     assert passed_on(text) == text
+
+
+PARTING = (
+    "W1122 14:39:06.572414   17468 pjrt_client.cc:1605] WatchTasksAsync failed for task 0: "
+    "CANCELLED: CANCELLED\nAdditional GRPC error information from remote target coordination:\n"
+    ":CANCELLED:CANCELLED [type.googleapis.com/tensorflow.DerivedStatus='']\n"
+    "=== Source Location Trace: === \nexternal/xla+/xla/tsl/distributed_runtime/rpc/grpc_util.h:89"
+    "\n\n"
+)
+
+
+def test_what_jax_says_of_an_orderly_end_on_gpus_is_dropped():
+    assert passed_on(f"before\n{PARTING}{PARTING}after\n") == "before\nafter\n"
