@@ -187,6 +187,13 @@ def agreed[T](make: Callable[[], T], facts: Callable[[T], dict[str, str]] = lamb
     return made
 
 
+def from_first(ask: Callable[[], bool]) -> bool:
+    """The first process's answer, on all; the others are not asked."""
+    if not several():
+        return ask()
+    return gather({"answer": ask() if is_first() else None})[0]["answer"]
+
+
 def first_alone[T](make: Callable[[], T]) -> T:
     """What `make` gives; the first process makes its own before the others begin theirs.
 

@@ -7,7 +7,6 @@ a run that is continued lands on the right side of every switch.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -18,6 +17,8 @@ from jax.sharding import NamedSharding
 from nvfp4_jax.training.binding import Table
 from nvfp4_jax.training.data import Batch
 from nvfp4_jax.training.diagnose import first_bad_layer
+from nvfp4_jax.training.distributed import first_alone
+from nvfp4_jax.training.evaluation import make_evaluation
 from nvfp4_jax.training.exact import OPTIONS
 from nvfp4_jax.training.overlap import compiler_options
 from nvfp4_jax.training.prepare import Phase, Run
@@ -27,12 +28,13 @@ from nvfp4_jax.training.state import Parameters, TrainState
 from nvfp4_jax.training.step import (
     Arrays,
     Measured,
-    make_evaluation,
     make_gradients,
     make_step,
 )
+from nvfp4_jax.training.tuning import by_trial
 
 Judge = Callable[[Phase, jax.stages.Compiled], None]
+Options = dict[str, bool | int | str]
 
 
 class Engine:
@@ -52,9 +54,9 @@ class Engine:
         seed = run.config.seed
         self._key = jax.jit(lambda: jax.random.key(seed), out_shardings=self._everywhere)()
         self._rows = rows_here(run.mesh, run.config.batch, run.config.microbatches)
-        self._held_out = [self._place_held_out(batch) for batch in held_out]
+        self._held_out = [self._place(batch) for batch in held_out]
         self._steps: dict[Table, jax.stages.Compiled] = {}
-        self._compiled_evaluation = functools.cache(self._compile_evaluation)
+        self._evaluations: dict[Table, jax.stages.Compiled] = {}
 
     def step(self, state: TrainState, number: int, batch: Batch) -> tuple[TrainState, Measured]:
         """Step `number`, from 0. Returns before it is done; `state` is given up."""
@@ -71,9 +73,16 @@ class Engine:
             self._steps[table] = compiled
         return self._steps[table]
 
+    def prepare_evaluation(self, state: TrainState, number: int) -> jax.stages.Compiled:
+        """The executable that evaluates as of step `number`, compiled if it is new."""
+        table = self._run.phase(number).evaluation
+        if table not in self._evaluations:
+            self._evaluations[table] = self._compile_evaluation(table, state)
+        return self._evaluations[table]
+
     def evaluate(self, state: TrainState, number: int) -> tuple[float, int]:
         """(mean loss in nats, targets) on the held-out batches, as of step `number`, from 0."""
-        evaluate = self._compiled_evaluation(self._run.phase(number).evaluation)
+        evaluate = self.prepare_evaluation(state, number)
         key = jax.random.fold_in(self._key, number)
         sums = [evaluate(state.parameters, batch, key) for batch in self._held_out]
         losses, targets = zip(*jax.device_get(sums), strict=True)
@@ -101,25 +110,29 @@ class Engine:
         shape = (parts, config.batch // parts, config.length)
         return _spread(batch, self._rows, shape, batch_sharding(self._run.mesh))
 
-    def _place_held_out(self, batch: Batch) -> Arrays:
-        config, mesh = self._run.config, self._run.mesh
-        here = rows_here(mesh, config.batch)
-        shape, layout = (config.batch, config.length), sharding(mesh, "batch", "length")
-        return _spread(batch, here, shape, layout)
-
     def _compile_step(self, table: Table, state: TrainState) -> jax.stages.Compiled:
-        run, config = self._run, self._run.config
+        run = self._run
         step = make_step(run.program, table, run.optimizer, run.schedule)
-        batch = batch_shapes(run.mesh, config.microbatches, config.batch, config.length)
         layouts = state_shardings(run.mesh, state), self._everywhere
         jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
-        return jitted.lower(state, batch, self._key).compile(
-            compiler_options=OPTIONS | compiler_options(run.mesh)
-        )
+        lowered = jitted.lower(state, self._batch_shapes(), self._key)
+        return self._compile(lowered, OPTIONS | compiler_options(run.mesh))
 
-    def _compile_evaluation(self, table: Table) -> Callable:
+    def _compile_evaluation(self, table: Table, state: TrainState) -> jax.stages.Compiled:
         evaluate = make_evaluation(self._run.program, table)
-        return jax.jit(evaluate, out_shardings=self._everywhere, compiler_options=OPTIONS)
+        jitted = jax.jit(evaluate, out_shardings=self._everywhere)
+        lowered = jitted.lower(state.parameters, self._batch_shapes(), self._key)
+        return self._compile(lowered, OPTIONS)
+
+    def _compile(self, lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
+        def compile_() -> jax.stages.Compiled:
+            return lowered.compile(compiler_options=options)
+
+        return first_alone(compile_) if by_trial(self._run.mesh) else compile_()
+
+    def _batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        config = self._run.config
+        return batch_shapes(self._run.mesh, config.microbatches, config.batch, config.length)
 
 
 def _spread(

@@ -1,8 +1,9 @@
 """The run: batches in, logs and checkpoints out, step by step, and nothing lost when cut off.
 
-At the boundary of step s, in this order: its line in metrics.jsonl, an evaluation if due, a
-checkpoint if due. A checkpoint's position in the data is taken before the next batch is read, so
-what it restores is exactly what the uninterrupted run would have seen next.
+At the boundary of step s, in this order: its line in metrics.jsonl, a checkpoint if due, an
+evaluation if due. Whatever an evaluation comes to, it costs no step, and one that is missing is
+made up for when the run is continued. A checkpoint's position in the data is taken before the next
+batch is read, so what it restores is exactly what the uninterrupted run would have seen next.
 
 The device works while the host reads the next batch; then the host waits for the loss, because a
 step that went bad must stop the run, not be found out later.
@@ -22,26 +23,35 @@ import jax
 from rich.console import Console
 
 from nvfp4_jax.training import checkpoint
+from nvfp4_jax.training.announce import announce, plainly
 from nvfp4_jax.training.board import check_installed
 from nvfp4_jax.training.compilation import compilation_cache
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import AnyCorpus
 from nvfp4_jax.training.data import Batch, held_out_batches, training_batches
-from nvfp4_jax.training.distributed import agreed, is_first, leaving_on_error, several
+from nvfp4_jax.training.distributed import (
+    agreed,
+    from_first,
+    is_first,
+    leaving_on_error,
+    several,
+)
 from nvfp4_jax.training.engine import Engine
 from nvfp4_jax.training.errors import Diverged, UsageError
 from nvfp4_jax.training.facts import facts
 from nvfp4_jax.training.interrupt import StopRequest, stop_requests
 from nvfp4_jax.training.journal import Journal
+from nvfp4_jax.training.metrics import read_lines
 from nvfp4_jax.training.prepare import Run, prepare
 from nvfp4_jax.training.proof import judge_of
-from nvfp4_jax.training.resume import begin, parameter_count
+from nvfp4_jax.training.resume import begin
 from nvfp4_jax.training.sharding import rows_here
 from nvfp4_jax.training.state import TrainState
 from nvfp4_jax.training.step import Measured
 from nvfp4_jax.training.summary import Summary, summarize
 from nvfp4_jax.training.workdir import (
     COMPILED,
+    EVALUATION,
     find_description,
     remove_if_not_begun,
     write_description,
@@ -83,10 +93,11 @@ def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> S
         if is_first() and not config.workdir.exists():
             stack.callback(remove_if_not_begun, config.workdir)
         stack.enter_context(compilation_cache(cache))
-        state, position = begin(run, lambda line: _print(console, line))
-        _announce(run, state, console)
+        state, position = begin(run, lambda line: plainly(console, line))
+        announce(run, state, console)
         engine = Engine(run, _held_out(run), judge_of(run))
         engine.prepare(state, int(state.step))
+        engine.prepare_evaluation(state, int(state.step))
         _describe(run)
         loop = _Loop(run, state, position, engine, console, stack)
         stack.enter_context(leaving_on_error())  # before anything waits to be closed
@@ -153,6 +164,8 @@ class _Loop:
 
     def run_to_end(self) -> signal.Signals | None:
         """Take every step that is left; returns the signal that ended it early, if one did."""
+        if self.evaluation_is_missing():
+            self.evaluate()
         batch = self.read()
         while self.done < self.run.config.steps and not self.stop.is_due():
             if isinstance(batch, UsageError):
@@ -183,15 +196,29 @@ class _Loop:
         return following
 
     def at_boundary(self) -> None:
-        """Evaluate, save and draw, where due."""
-        config, last = self.run.config, self.done == self.run.config.steps
+        """Save, evaluate and draw, where due."""
+        last = self.done == self.run.config.steps
         self.checkpoints.check()
-        if last or self.done % config.eval_every == 0:
-            self.evaluate()
-        if self.done % config.save_every == 0:
+        if last or self.done % self.run.config.save_every == 0:
             self.save()
+        if self.evaluation_is_due():
+            self.evaluate()
         if self.journal and not last:
             self.journal.draw()
+
+    def evaluation_is_due(self) -> bool:
+        """Whether this boundary has an evaluation."""
+        config = self.run.config
+        return self.done == config.steps or (self.done > 0 and self.done % config.eval_every == 0)
+
+    def evaluation_is_missing(self) -> bool:
+        """Whether the run was cut off between this boundary's checkpoint and its evaluation."""
+        return self.evaluation_is_due() and from_first(self.is_not_evaluated)
+
+    def is_not_evaluated(self) -> bool:
+        """Whether the log has no evaluation of this boundary."""
+        lines = read_lines(self.run.config.workdir / EVALUATION)
+        return self.done not in {line["step"] for line in lines}
 
     def evaluate(self) -> None:
         """Write and show the loss on the held-out files."""
@@ -243,32 +270,5 @@ def _held_out(run: Run) -> list[Batch]:
         batch=config.batch,
         length=config.length,
         count=config.eval_batches,
-        rows=rows_here(run.mesh, config.batch),
+        rows=rows_here(run.mesh, config.batch, config.microbatches),
     )
-
-
-def _announce(run: Run, state: TrainState, console: Console) -> None:
-    """Say what is about to be trained, on what, and how."""
-    quantized = sum(p.quantized for _, p in run.phases[0].table)
-    lines = [
-        f"{run.config.model}: {parameter_count(state):,} parameters, "
-        f"{quantized} of {len(run.phases[0].table)} linear layers quantized by {run.recipe.name}",
-        run.corpus.describe(),
-    ]
-    lines.append(_where(run))
-    lines.append("compiling the step: about a minute for a small model")
-    for line in lines:
-        _print(console, line)
-
-
-def _where(run: Run) -> str:
-    size, device = run.mesh.size, run.mesh.devices.flat[0].device_kind
-    unused = len(jax.devices()) - size
-    here = f"on one {device} device" if size == 1 else f"on {size} {device} devices, mesh "
-    layout = "" if size == 1 else f"{run.config.mesh}"
-    processes = f", {jax.process_count()} processes" if several() else ""
-    return here + layout + processes + (f"; {unused} more are idle" if unused else "")
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)

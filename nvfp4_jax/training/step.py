@@ -216,18 +216,3 @@ def make_step(
         return state, Measured(loss, norm, rate, skipped, in_a_row)
 
     return step
-
-
-def make_evaluation(
-    program: Program, table: Table
-) -> Callable[[Parameters, Arrays, jax.Array], tuple[jax.Array, jax.Array]]:
-    """(sum of the loss in nats, number of targets) of a batch (rows, length); not jitted."""
-
-    def evaluate(
-        parameters: Parameters, batch: Arrays, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        with laid_out(program.mesh):
-            total = loss_sum(program, table, parameters, batch, key)
-        return total, jnp.sum(batch["mask"], dtype=jnp.float32)
-
-    return evaluate

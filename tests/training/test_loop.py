@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from nvfp4_jax.training import Diverged, UsageError, read_parameters, train
+from nvfp4_jax.training.engine import Engine
 from nvfp4_jax.training.metrics import read_lines
 
 from . import micro
@@ -107,6 +108,25 @@ def test_a_torn_checkpoint_is_set_aside_and_the_one_before_used(inputs, finished
     assert (copy / "checkpoints-unreadable" / "12").is_dir()
     for name in ("metrics.jsonl", "evaluation.jsonl", "parameters.safetensors"):
         assert (copy / name).read_bytes() == (finished[0] / name).read_bytes(), name
+
+
+def test_what_ends_in_an_evaluation_loses_no_step_and_makes_up_for_it(
+    inputs, finished, tmp_path, monkeypatch
+):
+    cut = tmp_path / "cut"
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no memory is left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "evaluate", fail)
+        with pytest.raises(MemoryError):
+            train(micro.config(inputs, cut), quiet())
+    assert [line["step"] for line in read_lines(cut / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert (cut / "checkpoints" / "4").is_dir()
+    train(micro.config(inputs, cut), quiet())
+    for name in ("metrics.jsonl", "evaluation.jsonl", "parameters.safetensors"):
+        assert (cut / name).read_bytes() == (finished[0] / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
