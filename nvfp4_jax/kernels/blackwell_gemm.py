@@ -33,6 +33,7 @@ from nvfp4_jax.kernels.blackwell_gemm_tiling import (
     up_to,
 )
 from nvfp4_jax.kernels.capability import multiprocessors
+from nvfp4_jax.kernels.lowered_once import lowered_once
 
 CAPABILITIES = ((10, 0), (10, 3))  # sm_100a and sm_103a
 _sm_count = partial(multiprocessors, otherwise=148)  # of a B200, where no device tells
@@ -75,8 +76,9 @@ def block_scaled_matmul(
 
     problem, sm_count = Problem.of(*shape, jnp.dtype(dtype)), _sm_count()
     kernel = gemm_kernel(problem, tiling_for(problem, sm_count), len(scalars), sm_count)
-    out = kernel(a, b, a_scale, b_scale, *(scalar.reshape(1) for scalar in scalars))
-    return out[:m, :n]
+    factors = (scalar.reshape(1) for scalar in scalars)
+    sums = jax.ShapeDtypeStruct((problem.m, problem.n), problem.dtype)
+    return lowered_once(kernel, sums, a, b, a_scale, b_scale, *factors)[:m, :n]
 
 
 def unsupported(

@@ -23,7 +23,7 @@ which CUTLASS relies in the same place.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,7 @@ class _Scratch(NamedTuple):
     drained: Any
 
 
+@cache  # one object a kernel, by which `lowered_once` knows it
 def gemm_kernel(problem: Problem, tiling: Tiling, scalars: int, sm_count: int):
     """The compiled-on-call function (a, b, a_scale, b_scale, *scalars of shape (1,)) -> output.
 

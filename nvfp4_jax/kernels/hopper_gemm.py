@@ -25,6 +25,7 @@ from jaxtyping import Array
 
 from nvfp4_jax.kernels.capability import multiprocessors
 from nvfp4_jax.kernels.hopper_gemm_tiling import WORTH_A_PASS, Problem, tiling_for, wasted_terms
+from nvfp4_jax.kernels.lowered_once import lowered_once
 
 _HOPPER = (9, 0)
 _UNIT = 32  # bf16 elements of the shortest rows in shared memory, 64 bytes
@@ -63,7 +64,8 @@ def scaled_matmul(
     problem = _problem(a.shape, b.shape, contract_a, contract_b, dtype)
     sm_count = _sm_count()
     kernel = gemm_kernel(problem, tiling_for(problem, sm_count), len(scales), sm_count)
-    return kernel(a, b, *(scale.reshape(1) for scale in scales))
+    out = jax.ShapeDtypeStruct((problem.m, problem.n), problem.dtype)
+    return lowered_once(kernel, out, a, b, *(scale.reshape(1) for scale in scales))
 
 
 def unsupported(

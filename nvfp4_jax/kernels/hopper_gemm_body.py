@@ -13,7 +13,7 @@ loads a half of it and multicasts it to both, so a stage is empty only when both
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ def _shared(shape: tuple[int, ...], dtype, row: int):
     return plgpu.SMEM(shape, dtype, transforms=(tile, swizzle))
 
 
+@cache  # one object a kernel, by which `lowered_once` knows it
 def gemm_kernel(problem: Problem, tiling: Tiling, scales: int, sm_count: int):
     """The compiled-on-call function (a, b, *scales of shape (1,)) -> output."""
     return plgpu.kernel(

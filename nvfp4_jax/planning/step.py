@@ -22,8 +22,10 @@ from nvfp4_jax.training.state import TrainState, abstract_model, initial_state
 from nvfp4_jax.training.step import Program, make_step
 
 # What comes after the program is settled, machine code, is made without optimization: nothing
-# runs, and it took most of the time.
+# runs, and it took most of the time. Nor are ways to run a product tried out, which without a GPU
+# is compiling one after the other until one compiles: the first does, and is taken here too.
 QUICKLY: dict[str, bool | int | str] = {
+    "xla_gpu_autotune_level": 0,
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_gpu_disable_gpuasm_optimizations": True,
