@@ -7,7 +7,7 @@ or replace some. What is stored to an argument carries the marks of everything i
 | operation                                    | mark                                      |
 |----------------------------------------------|-------------------------------------------|
 | (a + C) - C, C from a binade of E2M1 or E4M3 | rounded to that format, to nearest        |
-| the same, the sum rounded down (`add.rm`)    | rounded to it, stochastically             |
+| the same in one piece of assembly (`fma.rm`) | rounded to it, stochastically             |
 | `cvt.rn...e2m1x2`, `cvt.rs...e2m1x4`, ...    | rounded in hardware                       |
 | a product with Philox's first multiplier     | random                                    |
 | a load through an argument                   | read from it                              |
@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nvfp4_jax.compiled.marks import BINADES, MANTISSA_BITS, RANDOM, Mark, is_rounding
 
@@ -33,11 +33,12 @@ _CONSTANT = re.compile(r"arith\.constant (?:dense<)?(-?[\d.]+(?:E[+-]?\d+)?)")
 _CAST = re.compile(r"cvt\.(rn|rs|rz)\.\S*?(e2m1|e4m3|e5m2)x")
 _ARGUMENT = re.compile(r"%([\w.\-]+): ")
 _PHILOX = {"3528531795", "-766435501"}
-# The smallest binade, or the C that is made of it, as the bits of a float32.
+# The smallest binade, or the C that is made of it, or what a random number is multiplied with, as
+# the bits of a float32.
 _SMALLEST = {
     str((127 + low + shift) << 23): name
     for low, name in BINADES.items()
-    for shift in (0, 23 - MANTISSA_BITS[name])
+    for shift in (0, 23 - MANTISSA_BITS[name], 124)
 }
 
 Marks = frozenset[Mark | str]  # a str: the name of an argument read, or what a constant is
@@ -177,17 +178,19 @@ def _marks_of(
             return frozenset({RANDOM})
         return frozenset({f"binade {_SMALLEST[number]}"}) if number in _SMALLEST else NONE
     if "inline_asm" in body:
-        return everything | _of_assembly(body)
+        return _of_assembly(body, everything, operands)
     if body.startswith("arith.subf"):
         return _of_difference(body, everything, values, operations)
     return everything
 
 
-def _of_assembly(body: str) -> Marks:
-    found: Marks = frozenset({"rounded down"}) if "add.rm" in body else NONE
-    for mode, name in _CAST.findall(body):
-        found |= {Mark(name, "stochastic" if mode == "rs" else "nearest")}
-    return found
+def _of_assembly(body: str, everything: Marks, operands: list[Marks]) -> Marks:
+    """Of `add_and_floor` the last operand is made of binades, as C is elsewhere."""
+    if "fma.rm" in body:
+        return _rounded(everything, operands[-1], "stochastic")
+    casts = _CAST.findall(body)
+    modes = {"rs": "stochastic"}
+    return everything | {Mark(name, modes.get(mode, "nearest")) for mode, name in casts}
 
 
 def _of_difference(
@@ -196,9 +199,15 @@ def _of_difference(
     """(a + C) - C is a rounding to the format whose binades C is made of."""
     total, magic = _VALUE.findall(body)[:2]
     made = operations.get(total, "")
-    binades = [str(m) for m in values.get(magic, NONE) if str(m).startswith("binade ")]
-    if not binades or magic not in _VALUE.findall(made):
+    if magic not in _VALUE.findall(made):
         return everything
-    down = "rounded down" in values.get(total, NONE) and not made.startswith("arith.addf")
+    return _rounded(everything, values.get(magic, NONE), "nearest")
+
+
+def _rounded(everything: Marks, magic: Marks, how: Literal["nearest", "stochastic"]) -> Marks:
+    """What was rounded by means of `magic`, if that is made of a format's binades."""
+    binades = [str(m) for m in magic if str(m).startswith("binade ")]
+    if not binades:
+        return everything
     rest = {m for m in everything if is_rounding(m) or m == RANDOM or str(m).startswith("@")}
-    return frozenset({Mark(binades[0].split()[1], "stochastic" if down else "nearest"), *rest})
+    return frozenset({Mark(binades[0].split()[1], how), *rest})

@@ -3,6 +3,9 @@
 Magnitudes are compared as the integers that their bits are: NaN > infinity > every number, so
 none is lost. Rounding to bf16 and the factor 1/4 of the rotation grow with their argument, so the
 maximum of what is rounded is the maximum, rounded: once a program instead of once an element.
+
+A tensor is read from its end to its beginning: what wrote it last wrote its end, and what reads
+it next, the quantizer, starts at its beginning, so that L2 has something of it for both.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_tiles import load_tile, rotate_tile, tile_origin
+from nvfp4_jax.kernels.triton_tiles import load_tile, origin_of, rotate_tile
 
 
 @triton.jit
@@ -18,7 +21,7 @@ def flat_amax_kernel(
     x, out, SIZE: tl.constexpr, TILE: tl.constexpr, ROUND: tl.constexpr, COPIES: tl.constexpr
 ):
     """Of the tensor as stored, whatever its shape: a run of TILE elements a program."""
-    start = tl.program_id(0).to(tl.int64) * TILE
+    start = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * TILE
     places = tl.arange(0, TILE)
     if SIZE % TILE == 0:
         values = tl.load(x + start + places)
@@ -37,7 +40,8 @@ def tile_amax_kernel(
     RHT1: tl.constexpr, ALONG_ROWS1: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
     """Of one or two copies of the tensor, at least one of them rotated."""
-    batch, row, column = tile_origin(ROWS, COLUMNS, R, N)
+    from_the_end = tl.num_programs(0) - 1 - tl.program_id(0)
+    batch, row, column = origin_of(from_the_end, ROWS, COLUMNS, R, N)
     tile, _ = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
     ROUNDED: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
     first = _tile_amax(tile, signs, RHT0, ALONG_ROWS0, ROUNDED, R, N, G)

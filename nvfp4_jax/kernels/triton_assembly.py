@@ -12,10 +12,38 @@ import triton.language as tl
 
 
 @triton.jit
-def add_down(a, b):
-    """float32 a + b rounded toward minus infinity."""
+def add_and_floor(a, random, unit):
+    """a + random unit, to nearest, and then down to a multiple of 2^-125 unit; all float32.
+
+    A sum with 2^-102 unit, whose last place is worth 2^-125 unit, rounded down, is that floor.
+    """
     return tl.inline_asm_elementwise(
-        "add.rm.f32 $0, $1, $2;", "=f,f,f", [a, b], dtype=tl.float32, is_pure=True, pack=1
+        """
+        {
+            .reg .f32 sum;
+            fma.rn.f32 sum, $2, $3, $1;
+            fma.rm.f32 sum, $3, 0f0C800000, sum;
+            fma.rn.f32 $0, $3, 0f8C800000, sum;
+        }
+        """,
+        "=f,f,f,f",
+        [a, random, unit],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def magnitude_times(x, factor):
+    """float32 |x| factor: one instruction, where a compiler that sees |.| masks bits first."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 a; abs.f32 a, $1; mul.rn.f32 $0, a, $2; }",
+        "=f,f,f",
+        [x, factor],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
     )
 
 
@@ -75,6 +103,14 @@ def pair(low, high):
         dtype=tl.uint32,
         is_pure=True,
         pack=1,
+    )
+
+
+@triton.jit
+def magnitude_pair(a):
+    """The magnitudes of two bf16 in one word; not by the integers' instruction, the busier ones."""
+    return tl.inline_asm_elementwise(
+        "abs.bf16x2 $0, $1;", "=r,r", [a], dtype=tl.uint32, is_pure=True, pack=1
     )
 
 

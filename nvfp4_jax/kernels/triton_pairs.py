@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_assembly import larger_pair, pair
+from nvfp4_jax.kernels.triton_assembly import larger_pair, magnitude_pair, pair
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def column_amax(words):
     A: tl.constexpr = words.shape[0]
     B: tl.constexpr = words.shape[1]
     W: tl.constexpr = words.shape[3]
-    largest = (words & 0x7FFF7FFF).permute(0, 1, 3, 2)
+    largest = magnitude_pair(words).permute(0, 1, 3, 2)
     for step in tl.static_range(4):
         even, odd = tl.split(largest.reshape(A, B, W, 8 >> step, 2))
         largest = larger_pair(even, odd)

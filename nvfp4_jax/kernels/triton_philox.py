@@ -60,21 +60,19 @@ def random_words(key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUM
 def random_fractions(
     key, row, column, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """u 2^-23 with u = r / 2^BITS uniform in [0, 1), float32 of shape (ROWS, COLUMNS).
+    """u 2^-125 with u = r / 2^BITS uniform in [0, 1), float32 of shape (ROWS, COLUMNS).
 
     The arguments are those of `random_words`; of 32 bits the top 24 are used.
 
-    A byte, or two, become a float without a conversion: put in front of the zeros of 2^-BITS they
-    are 2^-BITS + r 2^-(BITS + 23), and the difference is exact.
+    That takes no conversion: a float whose bits are k < 2^24 is k 2^-149, subnormal or not. So one
+    permutation puts a byte, or two, in the upper two bytes of the lower three.
     """
     words = random_words(key, row, column, BITS, ROWS, COLUMNS)
     PER_WORD: tl.constexpr = 32 // BITS
     if BITS == 32:
-        fractions = (words >> 8).to(tl.int32).to(tl.float32) * 2.0**-47
+        fractions = words >> 8
     else:
-        ONE: tl.constexpr = (127 - BITS) << 23  # the bits of 2^-BITS
         j = tl.arange(0, PER_WORD)[None, None, :]
-        selector = 0x7640 + j if BITS == 8 else 0x7610 + 0x22 * j
-        pieces = permute_bytes(words[:, :, None], ONE, selector.to(tl.uint32))
-        fractions = pieces.to(tl.float32, bitcast=True) - 2.0**-BITS
-    return fractions.reshape(ROWS, COLUMNS)
+        selector = 0x4044 + 0x100 * j if BITS == 8 else 0x4104 + 0x220 * j
+        fractions = permute_bytes(words[:, :, None], 0, selector.to(tl.uint32))
+    return fractions.to(tl.float32, bitcast=True).reshape(ROWS, COLUMNS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_assembly import pair, signed_products
+from nvfp4_jax.kernels.triton_assembly import magnitude_times, pair, signed_products
 from nvfp4_jax.kernels.triton_pairs import (
     column_amax,
     floats,
@@ -155,16 +155,16 @@ def quantized(
 
     BF16: `words` are the values, and pairs of them can be compared at once.
     """
-    a = tl.abs(tile)
     multiplier, decode = tensor_factors(amax_bits)
     if BF16 and ALONG_ROWS and not SQUARE:
         block_amax = column_amax(words)
     else:
+        a = tl.abs(tile)
         block_amax = tl.max(a, 2, keep_dims=True) if ALONG_ROWS or SQUARE else a
         if SQUARE or not ALONG_ROWS:
             block_amax = tl.max(tl.max(block_amax, 3, keep_dims=True), 0, keep_dims=True)
     scale, e = block_scales(block_amax, multiplier, decode)
-    a = a * e
+    a = magnitude_times(tile, e)
     if BITS == 0:
         a = nearest_e2m1(a)
     else:

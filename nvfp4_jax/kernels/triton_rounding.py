@@ -4,13 +4,14 @@ Both formats are arithmetic in float32 here as there. Let p be the power of two 
 (or the format's smallest normal), from its exponent bits; the gap is p / 2 in E2M1, p / 8 in E4M3.
 
     nearest     (a + C) - C                   C = 2^23 * gap, ties to even
-    stochastic  ((a + v C) + C) - C           v = u 2^-23, and so v C = u gap;
-                                              the second sum rounded down: a floor
+    stochastic  ((a + u gap) + C) - C         the second sum rounded down: a floor
 
 The definition writes floor(a / gap + u) * gap. Multiplying by a power of two is exact, so
 a + u gap rounds where a / gap + u does; and a sum with C, rounded down, is a floor to multiples of
 gap. A floor as such, and every conversion between integers and floats, runs at a quarter of the
-rate of an addition.
+rate of an addition. So u comes as the float whose bits are its 24: the subnormal u 2^-125 (or, of
+its upper half, the normal: they continue each other). Products with those run at full rate, and
+u gap = (u 2^-125) (2^124 p).
 
 What lies above 6 is cut off after rounding, which gives what clipping before gives: rounding never
 decreases with its argument, and at 6 no random number leads anywhere else but, with 24 bits, to 8.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nvfp4_jax.kernels.triton_assembly import add_down
+from nvfp4_jax.kernels.triton_assembly import add_and_floor
 
 
 @triton.jit
@@ -52,12 +53,16 @@ def nearest_e4m3(a):
 
 @triton.jit
 def stochastic_e2m1(a, random):
-    """`a` >= 0 to one of its neighbours in E2M1; what is beyond 6 stays beyond it.
+    """`a` >= 0 to one of its neighbours in E2M1; what is beyond 6 stays beyond it, or is a NaN.
 
-    `random` is u 2^-23 with u uniform in [0, 1): of 24 bits at most.
+    `random` is u 2^-125 with u uniform in [0, 1): of 24 bits at most.
+
+    From 16 on 2^124 p is no float32: it is infinite, which ends in a NaN, or has the sign bit,
+    for which the smallest stands in, and leaves so large an `a` large.
     """
-    magic = _magic(a, 0, 1)
-    return add_down(tl.fma(random, magic, a), magic) - magic
+    unit = (a.to(tl.int32, bitcast=True) & 0x7F800000) + (124 << 23)
+    unit = tl.maximum(unit, (127 + 124) << 23).to(tl.float32, bitcast=True)
+    return add_and_floor(a, random, unit)
 
 
 @triton.jit

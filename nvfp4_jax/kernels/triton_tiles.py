@@ -19,9 +19,14 @@ from nvfp4_jax.kernels.triton_pairs import floats, rounded, truncated
 @triton.jit
 def tile_origin(ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr):
     """(batch entry, first row, first column) of this program; columns vary fastest."""
+    return origin_of(tl.program_id(0), ROWS, COLUMNS, R, N)
+
+
+@triton.jit
+def origin_of(program, ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, N: tl.constexpr):
+    """The same of a program by its number."""
     ACROSS: tl.constexpr = (COLUMNS + N * 16 - 1) // (N * 16)
     DOWN: tl.constexpr = (ROWS + R - 1) // R
-    program = tl.program_id(0)
     along, down = program % ACROSS, program // ACROSS
     return down // DOWN, (down % DOWN) * R, along * (N * 16)
 

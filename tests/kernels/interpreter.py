@@ -94,10 +94,20 @@ def interpret(launch: Launch) -> list[np.ndarray]:
     return outputs
 
 
-def add_down(a, b):
-    total = a.astype(np.float64) + b.astype(np.float64)  # exact for what kernels add
-    nearest = total.astype(np.float32)
-    return np.where(nearest > total, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+def add_and_floor(a, random, unit):
+    total, constant = fused(random, unit, a), unit.astype(np.float64) * 2.0**-102
+    raised = constant + total  # exact, or so far beyond 6 that it does not matter
+    nearest = raised.astype(np.float32)
+    down = np.where(nearest > raised, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    return (down - constant).astype(np.float32)
+
+
+def magnitude_times(x, factor):
+    return np.abs(x) * factor
+
+
+def magnitude_pair(a):
+    return a & np.uint32(0x7FFF7FFF)
 
 
 def permute_bytes(a, b, selector):
@@ -189,7 +199,9 @@ def nearest_e4m3_byte(a):
 
 # By a word of its text, what a piece of assembly does to its arguments.
 INSTRUCTIONS = {
-    "add.rm.f32": add_down,
+    "fma.rm.f32 sum": add_and_floor,
+    "mul.rn.f32 $0": magnitude_times,
+    "abs.bf16x2 $0": magnitude_pair,
     "rcp.rn.f32": reciprocal,
     "rcp.approx.ftz.f32": reciprocal,
     "prmt.b32 $0": permute_bytes,

@@ -50,4 +50,4 @@ def test_each_element_gets_the_bits_of_its_place(interpreter, bits):
     )
     rows, columns = row + np.arange(4)[:, None], column + np.arange(32)[None, :]
     want = oracle.uniform_at(rows, columns, key, bits)
-    np.testing.assert_array_equal(got, want * np.float32(2.0**-23))
+    np.testing.assert_array_equal(got, want * np.float32(2.0**-125))
