@@ -10,6 +10,7 @@ import jax
 import pytest
 from rich.console import Console
 
+from nvfp4_jax.planning import step
 from nvfp4_jax.planning.forecast import Forecast
 from nvfp4_jax.planning.options import Plan
 from nvfp4_jax.planning.report import as_json, as_text
@@ -29,6 +30,10 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def forecast(model: Path) -> Forecast:
+    return forecast_of(model)
+
+
+def forecast_of(model: Path) -> Forecast:
     options = Plan(
         model=str(model), recipe="bf16", gpu="h100", mesh="data=2,fsdp=2", batch=8, length=64,
         remat="block", tokens=1e6,
@@ -52,6 +57,14 @@ def test_memory_holds_the_state_in_its_parts(forecast: Forecast, model: Path):
     assert 0 <= memory.moments - 2 * memory.parameters < 64  # and the count of updates
     assert memory.total == sum(memory.by_kind.values())
     assert forecast.fits
+
+
+def test_what_saves_a_plan_time_changes_nothing_in_it(forecast: Forecast, model, monkeypatch):
+    monkeypatch.setattr(step, "QUICKLY", {})
+    as_trained = forecast_of(model)
+    assert forecast.memory == as_trained.memory
+    assert forecast.traffic == as_trained.traffic
+    assert forecast.flops == as_trained.flops
 
 
 def test_gradients_are_added_up_over_both_axes(forecast: Forecast):
