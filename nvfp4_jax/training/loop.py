@@ -2,10 +2,10 @@
 
 At the boundary of step s, in this order: its line in metrics.jsonl, a checkpoint if due, an
 evaluation if due. Whatever an evaluation comes to, it costs no step, and one that is missing is
-made up for when the run is continued. A checkpoint's position in the data is taken before the next
-batch is read, so what it restores is exactly what the uninterrupted run would have seen next.
+made up for when the run is continued. A checkpoint's position in the data is that after the batches
+used, so what it restores is exactly what the uninterrupted run would have seen next.
 
-The device works while the host reads the next batch; then the host waits for the loss, because a
+The device works while the host reads ahead (`feed`); then the host waits for the loss, because a
 step that went bad must stop the run, not be found out later.
 
 Several processes run this same loop in step. What one of them alone may do, writing and showing,
@@ -39,6 +39,7 @@ from nvfp4_jax.training.distributed import (
 from nvfp4_jax.training.engine import Engine
 from nvfp4_jax.training.errors import Diverged, UsageError
 from nvfp4_jax.training.facts import facts
+from nvfp4_jax.training.feed import Feed
 from nvfp4_jax.training.interrupt import StopRequest, stop_requests
 from nvfp4_jax.training.journal import Journal
 from nvfp4_jax.training.metrics import read_lines
@@ -103,6 +104,8 @@ def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> S
         stack.enter_context(leaving_on_error())  # before anything waits to be closed
         stopped_by = _run_to_end(loop)
         loop.save()
+    if loop.feed.failure:
+        raise loop.feed.failure
     if not stopped_by:
         write_parameters(run, loop.state)
     if is_first():
@@ -131,11 +134,14 @@ def _describe(run: Run) -> None:
 def _run_to_end(loop: _Loop) -> signal.Signals | None:
     """What ended the run early, if anything did."""
     try:
-        return loop.run_to_end()
+        stopped_by = loop.run_to_end()
     except UsageError:  # a schedule's next step was refused, and the last boundary is whole
         if not several():  # the others may not have been refused, and take no part in a save
             loop.save()
         raise
+    if loop.feed.failure and several() and not stopped_by:
+        raise loop.feed.failure  # the others have not stopped, and take no part in a save
+    return stopped_by
 
 
 class _Loop:
@@ -152,8 +158,7 @@ class _Loop:
     ) -> None:
         config = run.config
         self.run, self.state, self.done = run, state, int(state.step)
-        self.data = _data_at(run, position)
-        self.position = self.data.get_state()
+        self.feed = Feed(_data_at(run, position), config.steps - self.done)
         self.saved = self.done if position else -1
         self.engine = engine
         self.journal = Journal(run, self.done, console, stack) if is_first() else None
@@ -166,34 +171,27 @@ class _Loop:
         """Take every step that is left; returns the signal that ended it early, if one did."""
         if self.evaluation_is_missing():
             self.evaluate()
-        batch = self.read()
         while self.done < self.run.config.steps and not self.stop.is_due():
-            if isinstance(batch, UsageError):
-                raise batch
-            batch = self.step(batch)
+            batch = self.feed.take()
+            if batch is None:
+                break
+            self.step(batch)
             self.at_boundary()
         return self.stop.signal if self.done < self.run.config.steps else None
 
-    def read(self) -> Batch | UsageError:
-        """The next batch, or why there is none: to be raised at a boundary, with nothing lost."""
-        try:
-            return next(self.data)
-        except UsageError as error:
-            return error
-
-    def step(self, batch: Batch) -> Batch | UsageError:
-        """One step on `batch`, its line in the log; returns the next batch."""
+    def step(self, batch: Batch) -> None:
+        """One step on `batch`, and its line in the log."""
         began = time.monotonic()
         self.state, pending = self.engine.step(self.state, self.done, batch)
-        self.position = self.data.get_state()
-        following = self.read()  # while the device works
+        self.feed.read_ahead()  # while the device works
+        if self.feed.failure:
+            self.stop.ask_all()
         measured: Measured = jax.device_get(pending)
         self.done += 1
         if self.journal:
             self.journal.step(self.done, measured, time.monotonic() - began)
         if measured.skipped_in_a_row >= self.run.config.max_skipped:
             raise Diverged(self.explain_divergence(measured, batch))
-        return following
 
     def at_boundary(self) -> None:
         """Save, evaluate and draw, where due."""
@@ -233,7 +231,7 @@ class _Loop:
         if self.journal:
             self.journal.to_disk()
         self.checkpoints.save(
-            self.state, self.done, run=self.run.describe(), position=self.position
+            self.state, self.done, run=self.run.describe(), position=self.feed.position
         )
         self.saved = self.done
 

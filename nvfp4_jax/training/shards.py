@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.errors import StorageError, UsageError
 from nvfp4_jax.training.manifest import REMEDY, Half, Manifest, Shard
 
 
@@ -44,7 +44,8 @@ class ShardStream:
         """As `Stream`, across the ends of shards.
 
         Raises:
-          UsageError: a shard cannot be read, has become shorter, or holds what is no token.
+          StorageError: a shard cannot be read.
+          UsageError: a shard has become shorter, or holds what is no token.
         """
         pieces = [np.empty(0, np.int32)]
         while start < stop:
@@ -73,7 +74,10 @@ def _pread(path: Path, offset: int, size: int) -> bytes:
         with path.open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)
     except OSError as error:
-        raise UsageError(f"--data: cannot read {path}: {error.strerror}; {REMEDY}") from None
+        raise StorageError(
+            f"cannot read {path}: {error.strerror}; when it can be read again, the same command "
+            "continues"
+        ) from None
     if len(data) < size:
         raise UsageError(f"--data: {path} has become shorter than it was; {REMEDY}")
     return data

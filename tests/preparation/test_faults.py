@@ -15,6 +15,7 @@ from nvfp4_jax.data.options import Verify
 from nvfp4_jax.data.verify import verify
 from nvfp4_jax.training import UsageError
 from nvfp4_jax.training.corpus import load_corpus
+from nvfp4_jax.training.errors import StorageError
 
 from .texts import prepared, text, write_folder, write_json_lines, write_parquet
 
@@ -96,7 +97,7 @@ def test_damage_that_comes_later_is_found_when_read(copy):
     with pytest.raises(UsageError, match=r"train-00001.npy has become shorter"):
         corpus.train.read(500, 2500)
     path.unlink()
-    with pytest.raises(UsageError, match=r"cannot read .*train-00001.npy: No such file"):
+    with pytest.raises(StorageError, match=r"cannot read .*train-00001.npy: No such file"):
         corpus.train.read(500, 2500)
     assert corpus.train.read(0, 1000).size == 1000  # the others are as they were
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from nvfp4_jax.training import TrainConfig, UsageError, read_parameters, train
 from nvfp4_jax.training.corpus import load_corpus
 from nvfp4_jax.training.data import bytes_per_target
+from nvfp4_jax.training.errors import StorageError
 from nvfp4_jax.training.metrics import read_lines
 
 from ..training import micro
@@ -81,7 +82,7 @@ def test_a_shard_lost_on_the_way_stops_the_run_at_a_boundary(inputs, straight, t
 
     calls: list[int] = []
     corpus.train.read = losing
-    with pytest.raises(UsageError, match=r"cannot read .*data/train-0000\d.npy: No such file"):
+    with pytest.raises(StorageError, match=r"cannot read .*data/train-0000\d.npy: No such file"):
         run(options, corpus)
     assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
     for shard in shards:

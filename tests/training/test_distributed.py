@@ -45,11 +45,14 @@ from nvfp4_jax.training.distributed import (
     joined,
     several,
 )
+from nvfp4_jax.training.errors import StorageError
+from nvfp4_jax.training.feed import Feed
 
 from . import micro
 
 LOST_WITHIN_SECONDS = 60
 PATIENCE = 600  # for a run to its end, on however busy a machine
+LOST_IN_STEP = 40
 CHANGES = {"steps": 300, "save_every": 25, "eval_every": 100, "mesh": "data=2"}
 
 
@@ -124,6 +127,20 @@ def run_in(environment: dict[str, str], words: list[str], log: str) -> None:
     run_command(words, log)
 
 
+def run_losing_data(environment: dict[str, str], words: list[str], log: str) -> None:
+    """The same, where from some step on no batch can be read."""
+    read, steps = Feed.read_ahead, iter(range(LOST_IN_STEP))
+
+    def losing(feed: Feed) -> None:
+        if next(steps, None) is None:
+            feed.failure = StorageError("cannot read train-00003.npy: Input/output error")
+        else:
+            read(feed)
+
+    Feed.read_ahead = losing  # type: ignore[method-assign]
+    run_in(environment, words, log)
+
+
 def begin(
     context: ForkServerContext,
     inputs: Path,
@@ -131,14 +148,16 @@ def begin(
     changes: dict,
     second: dict | None = None,
     meet: Callable[[int, int], tuple[dict, dict]] = by_address,
+    run_second: Callable[[dict[str, str], list[str], str], None] = run_in,
 ) -> Pair:
-    """Start both; `second` changes what the second is told."""
+    """Start both; `second` changes what the second is told, `run_second` what it does."""
     processes, logs, port = [], [], free_port()
     for i, own in enumerate(({}, second or {})):
         flags, environment = meet(i, port)
         words = micro.command(inputs, workdir, **(changes | own | flags))
         log = workdir.with_name(f"{workdir.name}-{time.monotonic_ns()}-{i}.log")
-        process = context.Process(target=run_in, args=(environment, words, str(log)))
+        run = run_second if i else run_in
+        process = context.Process(target=run, args=(environment, words, str(log)))
         process.start()
         processes.append(process)
         logs.append(log)
@@ -182,6 +201,22 @@ def test_two_processes_equal_one_and_end_together(inputs, small, tmp_path, conte
     assert all(name in os.listdir(two) for name in COMPARED)
     assert differing(one, two) == []
     assert "step" not in pair.text(1)  # one log: the second process shows nothing
+
+
+def test_data_that_one_cannot_read_stops_both_at_a_boundary(inputs, small, tmp_path, context):
+    two = tmp_path / "two"
+    changes = CHANGES | small | {"save_every": 300}
+    pair = begin(context, inputs, two, changes, run_second=run_losing_data)
+    pair.processes[1].join(PATIENCE)
+    assert pair.processes[1].exitcode == 1, pair.text(1)
+    message = pair.text(1).splitlines()[-1]
+    assert message == "nvfp4: process 1 of 2: cannot read train-00003.npy: Input/output error"
+    wait_until(lambda: "stopped by SIGTERM" in pair.text(0), pair.processes[0])
+    pair.processes[0].kill()  # or it would wait for the other, and miss it
+    saved = lines(two)
+    assert f"stopped by SIGTERM and saved at step {saved};" in pair.text(0)
+    assert saved in (LOST_IN_STEP, LOST_IN_STEP + 1)
+    assert (two / "checkpoints" / str(saved)).is_dir()
 
 
 @pytest.mark.parametrize(
