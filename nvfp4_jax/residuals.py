@@ -77,8 +77,13 @@ def plan(
     if explicit or not _same_both_ways(precision):
         return Keep(input, "tensor")
     on_codes = any(emulated(precision, g, implementation, matrix) is None for g in GEMMS[:2])
-    packed = gathered and not on_codes and precision.fprop.weight.format == "nvfp4"
+    packed = gathered and not on_codes and weight_packs(precision)
     return Keep(input, "packed" if packed else "operand")
+
+
+def weight_packs(precision: LinearPrecision) -> bool:
+    """Whether codes of the weight serve both its uses: it can travel and be kept as such."""
+    return _same_both_ways(precision) and precision.fprop.weight.format == "nvfp4"
 
 
 def _same_both_ways(precision: LinearPrecision) -> bool:

@@ -27,6 +27,7 @@ from nvfp4_jax.operands import amax_bits
 from nvfp4_jax.precision import LinearPrecision
 from nvfp4_jax.quantizer import Quantizer
 from nvfp4_jax.recipe import Recipe, linear_layers
+from nvfp4_jax.residuals import weight_packs
 from nvfp4_jax.scopes import joined
 
 _BLOCK = re.compile(r"/(\d+)/")  # a block's number, which a recipe's paths write blocks_3
@@ -73,6 +74,17 @@ def weight_amaxes(table: Table, model: nnx.Module) -> Amaxes:
 def _has_plain_weight(precision: LinearPrecision) -> bool:
     weights = precision.fprop.weight, precision.dgrad.weight
     return any(isinstance(w, Quantizer) and w.format == "nvfp4" and not w.rht for w in weights)
+
+
+def packs_a_weight(table: Table, model: nnx.Module, gathered: Gathered) -> bool:
+    """Whether some block's weight, which `gathered` says to travel, can do so as 4-bit codes."""
+    precisions = dict(table)
+    return any(
+        gathered(f"{name}/kernel", linear.kernel.shape) is not None
+        and weight_packs(precisions[_BLOCK.sub(r"_\1/", name)])
+        for name, linear in linears(model)
+        if name.startswith("blocks/")
+    )
 
 
 def make_bind(

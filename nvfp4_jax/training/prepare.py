@@ -6,6 +6,7 @@ Nothing is written and no parameter is allocated: a run that is refused leaves n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax
@@ -17,13 +18,14 @@ from jax.sharding import Mesh
 
 from nvfp4_jax import models
 from nvfp4_jax.recipe import Recipe, load_recipe
-from nvfp4_jax.training.binding import Table, precision_table
+from nvfp4_jax.training.binding import Table, packs_a_weight, precision_table
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import AnyCorpus, load_corpus
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.mesh import MeshShape, make_mesh, parse_mesh
 from nvfp4_jax.training.model_choice import check_vocabulary, choose_model, describe_model
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
+from nvfp4_jax.training.sharding import gathered_sharding
 from nvfp4_jax.training.state import abstract_model
 from nvfp4_jax.training.step import Program
 
@@ -104,6 +106,7 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
     check_vocabulary(model_config, config.model, corpus)
     model = abstract_model(model_config)
     phases = find_phases(recipe, model, model_config.num_blocks, config.steps)
+    _refuse_to_pack_nothing(config, model, phases, mesh)
     _refuse_to_do_nothing(recipe, phases, config)
     return Run(
         config=config,
@@ -181,6 +184,19 @@ def scans(
         return scan == "on"
     short = steps < SCAN_BELOW_STEPS
     return model.num_blocks >= SCAN_FROM_BLOCKS and (short or devices > 1)
+
+
+def _refuse_to_pack_nothing(
+    config: TrainConfig, model: nnx.Module, phases: tuple[Phase, ...], mesh: Mesh
+) -> None:
+    layout = partial(gathered_sharding, mesh)
+    if config.gather != "packed" or any(packs_a_weight(p.table, model, layout) for p in phases):
+        return
+    raise UsageError(
+        f"--gather packed: under --recipe {config.recipe} and --mesh {config.mesh} no weight that "
+        "is stored in parts is the same NVFP4 operand for Fprop and Dgrad (16x16 blocks, to "
+        "nearest, no rotation), so none can travel as codes; leave --gather out"
+    )
 
 
 def _refuse_to_do_nothing(recipe: Recipe, phases: tuple[Phase, ...], config: TrainConfig) -> None:

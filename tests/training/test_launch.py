@@ -1,4 +1,7 @@
-"""The scripts that start a run on a cluster: they parse, and give flags that there are."""
+"""The scripts that start a run on a cluster: they parse, and give flags that there are.
+
+And every command with a mesh that a document shows: the mesh can share its batch.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,20 @@ import re
 import subprocess
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from nvfp4_jax.training import TrainConfig
+from nvfp4_jax.training.mesh import parse_mesh
+from nvfp4_jax.training.prepare import check_mesh
 
-LAUNCH = Path(__file__).parents[2] / "experiments" / "launch"
+CHECKOUT = Path(__file__).parents[2]
+LAUNCH = CHECKOUT / "experiments" / "launch"
+DOCUMENTS = [CHECKOUT / "README.md", CHECKOUT / "BENCHMARKS.md", *sorted(LAUNCH.iterdir())]
+COMMANDS = re.compile(r"((?:nvfp4 (?:train|plan|compare)|sbatch|mpi\.sh)\b[^`\n]*--mesh[^`\n]*)")
+GPUS_PER_NODE = 8  # as slurm.sh has it
 FLAGS = {field.name.replace("_", "-") for field in fields(TrainConfig)}
 
 
@@ -47,3 +57,44 @@ def test_the_job_has_as_many_pods_as_processes_and_meets_at_the_first():
     assert f"--distributed {address}:{port['containerPort']} " in script
     assert service["spec"]["selector"] == {"job-name": name}
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+
+
+def commands_with_a_mesh() -> list[tuple[str, str]]:
+    """(document, command) of each; a backslash continues a line, in a comment too."""
+    found = []
+    for path in DOCUMENTS:
+        text = re.sub(r"\\\n[#\s]*", " ", path.read_text())
+        found += [(path.name, command) for command in COMMANDS.findall(text)]
+    return found
+
+
+def number(command: str, flag: str, default: int) -> int:
+    given = re.search(rf"--{flag} (\d+)", command)
+    return int(given[1]) if given else default
+
+
+def test_every_mesh_shown_can_share_its_batch():
+    found = commands_with_a_mesh()
+    assert {name for name, _ in found} >= {"README.md", "BENCHMARKS.md", "kubernetes.yaml"}
+    for name, command in found:
+        spec = re.search(r"--mesh ([a-z]+=\d[\w=,]*)", command)
+        assert spec, (name, command)
+        mesh = parse_mesh(spec[1])
+        sizes = {
+            flag: number(command, flag, TrainConfig.__dataclass_fields__[flag].default)
+            for flag in ("batch", "length", "microbatches")
+        }
+        check_mesh(mesh, SimpleNamespace(**sizes))
+        if command.startswith("sbatch"):
+            assert mesh.size == GPUS_PER_NODE * number(command, "nodes", 2), (name, command)
+
+
+def test_the_scripts_have_the_gpus_of_their_mesh():
+    assert f"#SBATCH --gpus-per-node={GPUS_PER_NODE} " in (LAUNCH / "slurm.sh").read_text()
+    assert "#SBATCH --nodes=2\n" in (LAUNCH / "slurm.sh").read_text()
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    spec = re.search(r"--mesh (\S+)", container["args"][0])
+    each = container["resources"]["limits"]["nvidia.com/gpu"]
+    assert spec
+    assert parse_mesh(spec[1]).size == job["spec"]["completions"] * each

@@ -71,6 +71,17 @@ def test_batches_that_devices_cannot_share_are_refused(inputs, tmp_path, mesh, c
         prepare(micro.config(inputs, tmp_path, mesh=mesh, **changes))
 
 
+def test_packed_gathering_is_refused_where_nothing_can_travel_so(inputs, tmp_path):
+    def prepared(**choices):
+        return prepare(micro.config(inputs, tmp_path / "run", gather="packed", **choices)).program
+
+    assert prepared(mesh="fsdp=2", recipe="nvfp4").gather_packed
+    with pytest.raises(UsageError, match=r"--gather packed: under --recipe .* and --mesh fsdp=2"):
+        prepared(mesh="fsdp=2")  # its Dgrad multiplies the weight in bf16
+    with pytest.raises(UsageError, match=r"--gather packed: no weight is stored in parts"):
+        prepared(mesh="data=2", recipe="nvfp4")
+
+
 def test_weights_and_moments_are_cut_by_the_table():
     state = jax.eval_shape(lambda: initial_state(models.preset("1b"), adamw(), 0))
     shardings = state_shardings(make_mesh(parse_mesh("data=2,fsdp=2,tensor=2")), state)
