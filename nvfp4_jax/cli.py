@@ -206,10 +206,17 @@ def _explain_compiled(options: Explain, config: Any, recipe: Any) -> None:
 def _compare(options: Compare) -> None:
     from nvfp4_jax.training.compare import compare
     from nvfp4_jax.training.distributed import joined
+    from nvfp4_jax.training.errors import Interrupted
 
     values = {f.name: getattr(options, f.name) for f in fields(TrainConfig)}
+    interrupted = False
     with joined(options.distributed, options.processes, options.process):
-        compare(TrainConfig(**values), options.recipes, options.seeds)
+        try:
+            compare(TrainConfig(**values), options.recipes, options.seeds)
+        except Interrupted:  # processes that have all stopped end together
+            interrupted = True
+    if interrupted:
+        raise SystemExit(130)
 
 
 def _plan(options: Plan) -> None:

@@ -23,7 +23,7 @@ from nvfp4_jax.recipe import load_recipe
 from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.corpus import load_corpus
 from nvfp4_jax.training.distributed import is_first
-from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.errors import Interrupted, UsageError
 from nvfp4_jax.training.files import write_atomically, write_json
 from nvfp4_jax.training.loop import console_here, train
 from nvfp4_jax.training.plot import Curve, plot_runs, read_curve
@@ -61,7 +61,7 @@ def compare(
 
     Raises:
       UsageError, RecipeError: before any run, whatever is wrong with any of them.
-      KeyboardInterrupt: Ctrl-C, once the run it fell into is saved. After SIGTERM the result is
+      Interrupted: Ctrl-C, once the run it fell into is saved. After SIGTERM the result is
         empty; in both cases the same call continues.
       Diverged: as `train`.
     """
@@ -111,7 +111,7 @@ def _stopped(summary: Summary, console: Console) -> tuple[Row, ...]:
     """A comparison cut short has no table; its runs are saved, and the same command continues."""
     console.print(str(summary), highlight=False, markup=False, soft_wrap=True)
     if summary.interrupted:
-        raise KeyboardInterrupt
+        raise Interrupted
     return ()
 
 

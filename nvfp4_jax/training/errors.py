@@ -22,6 +22,10 @@ class StorageError(RuntimeError):
     """A disk or folder failed the run: full, read-only, gone. What was whole before it still is."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, once what it fell into is saved, by all processes; what they do next is end."""
+
+
 def outcome(error: BaseException) -> tuple[str, int] | None:
     """(message, exit status) of an error that a person can mend; None for a fault of ours."""
     from nvfp4_jax.recipe import RecipeError  # not above: it takes the command line a second

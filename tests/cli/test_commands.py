@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nvfp4_jax.cli import main
 from nvfp4_jax.recipe import available
+from nvfp4_jax.training import compare as comparison
+from nvfp4_jax.training import distributed
+from nvfp4_jax.training.errors import Interrupted
 
 from ..training import micro
 
@@ -95,3 +100,23 @@ def test_compare(tmp_path, capsys):
         assert (tmp_path / "out" / name / "metrics.jsonl").read_bytes().count(b"\n") == 4
     main(argv)  # all four runs are there: nothing is trained again
     assert "step 4/4" not in capsys.readouterr().out
+
+
+def test_processes_of_an_interrupted_comparison_end_together(tmp_path, monkeypatch):
+    """None leaves the others, which have stopped too, to find out by themselves."""
+    ended = []
+
+    @contextlib.contextmanager
+    def joined(*_: object) -> Iterator[None]:
+        yield
+        ended.append("together")
+
+    def stopped(*_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(distributed, "joined", joined)
+    monkeypatch.setattr(comparison, "compare", stopped)
+    with pytest.raises(SystemExit) as exit:
+        main(["compare", "bf16", "nvfp4", "--workdir", str(tmp_path / "out")])
+    assert exit.value.code == 130
+    assert ended == ["together"]
