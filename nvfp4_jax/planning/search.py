@@ -2,9 +2,11 @@
 
 Of one device, with N parameters, t tokens of a microbatch a device and m microbatches:
 
-    state          (4 + 8 + 4) N / (fsdp tensor)        weights, moments, gradients; 4 more if m > 1
+    state          (4 + 8) N / (fsdp tensor)            weights, moments
+    gradients      4 N / (fsdp tensor)                  twice if m > 1
     activations    t (what `remat` keeps of a token) + a block's own
-    head           8 vocabulary hidden: gathered in FP32, and its gradient
+    head           8 vocabulary hidden: gathered, and its gradient in FP32
+    memory         state + (gradients + activations + head) (1 + what XLA's places leave empty)
     arithmetic     model FLOPs (4/3 of them if blocks are run twice) at the rate of their format
     weights        m 12 N / tensor over fsdp: gathered twice, scattered once; 8 N / (fsdp tensor)
                    over data: gradients, all-reduced
@@ -33,8 +35,12 @@ from nvfp4_jax.planning.machine import Machine
 from nvfp4_jax.planning.memory import usable
 from nvfp4_jax.training.flops import step_flops
 from nvfp4_jax.training.mesh import MeshShape
+from nvfp4_jax.training.prepare import scans
 
 _ALL_KEPT = 3.0  # what everything kept takes, to the inputs of linear layers: 1b, planned
+# The memory that XLA sets aside, to what lives in it at once. As compiled: 1.02 to 1.16 unrolled
+# (12B's blocks, 1b); as a loop 1.07 to 1.38 of 1b, 1.50 and 1.60 of the 12B in NVFP4.
+_SET_ASIDE_UNROLLED, _SET_ASIDE_IN_LOOPS = 1.15, 1.6
 _MOST_MICROBATCHES = 64
 _PASSES = {"none": 3, "linear_inputs": 4, "block": 4}  # forward, again, and backward as two
 
@@ -122,9 +128,17 @@ def _linears(model: models.HybridConfig) -> Iterator[tuple[int, int]]:
 
 
 def _bytes(job: Job, candidate: Candidate) -> float:
-    mesh, model = candidate.mesh, job.model
-    state = (16 + 4 * (candidate.microbatches > 1)) * parameters(model)
-    tokens = job.tokens / candidate.microbatches / mesh.size
+    mesh, count = candidate.mesh, parameters(job.model) / candidate.mesh.fsdp
+    gradients = 4 * (1 + (candidate.microbatches > 1)) * count / mesh.tensor
+    head = 8 * job.model.vocabulary * job.model.hidden
+    looped = scans(job.scan, job.model, job.steps, mesh.size)
+    set_aside = _SET_ASIDE_IN_LOOPS if looped else _SET_ASIDE_UNROLLED
+    lives = gradients + _activation_bytes(job, candidate) + head
+    return 12 * count / mesh.tensor + set_aside * lives
+
+
+def _activation_bytes(job: Job, candidate: Candidate) -> float:
+    model, tokens = job.model, job.tokens / candidate.microbatches / candidate.mesh.size
     inputs = sum(a for a, _ in _linears(model))
     a_block = _ALL_KEPT * max(2 * sum(pair) for pair in _linears(model))
     kept = {
@@ -132,8 +146,7 @@ def _bytes(job: Job, candidate: Candidate) -> float:
         "linear_inputs": 2 * inputs + a_block,
         "block": 2 * model.num_blocks * model.hidden + a_block,
     }
-    head = 8 * model.vocabulary * model.hidden
-    return state / (mesh.fsdp * mesh.tensor) + tokens * kept[candidate.remat] + head
+    return tokens * kept[candidate.remat]
 
 
 def _arithmetic_seconds(job: Job, machine: Machine, candidate: Candidate) -> float:

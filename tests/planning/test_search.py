@@ -79,3 +79,13 @@ def test_a_slower_network_keeps_copies_of_the_weights_in_hosts(job):
     slow = dataclasses.replace(B200, network=1e9)
     best = ranked(job, slow, candidates(job, meshes_of(job, 64)))[0].candidate.mesh
     assert best.fsdp * best.sequence * best.tensor <= 8
+
+
+def test_memory_is_what_xla_planned_for_the_12b(job):
+    """GB of `nvfp4 plan`, blocks rematerialized: 64 B200, and 64 H100 with four microbatches."""
+    h100 = dataclasses.replace(job, gpu=find_gpu("h100"))
+    b200_cut, h100_cut = MeshShape(data=8, fsdp=8), MeshShape(fsdp=64)
+    on_b200 = judge(job, B200, Candidate(b200_cut, 1, "block")).bytes
+    assert on_b200 == pytest.approx(153.8e9, rel=0.1)
+    on_h100 = judge(h100, B200, Candidate(h100_cut, 4, "block")).bytes
+    assert on_h100 == pytest.approx(44.9e9, rel=0.1)
