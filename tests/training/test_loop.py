@@ -181,4 +181,4 @@ def test_a_run_that_diverges_stops_and_names_a_layer(inputs, tmp_path):
     assert "try a lower --learning-rate" in message
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert [line.get("skipped", False) for line in lines[-3:]] == [True] * 3
-    assert lines[-1]["loss"] is None
+    assert lines[-1]["grad_norm"] is None
