@@ -75,6 +75,7 @@ def train(
       UsageError, RecipeError: a choice that cannot be honoured, or a compiled step that does not do
         what the recipe says; nothing was written. Where a schedule brings on such a step, the run
         is saved at the boundary before it, if one process trains.
+      StorageError: a disk or folder failed; when data could not be read, the run is saved first.
       Diverged: `config.max_skipped` steps in a row were skipped; names the first bad layer.
     """
     with leaving_on_error():
