@@ -32,6 +32,7 @@ class Gpu:
       l2_bytes: of its last cache.
       shared_bytes: shared memory of a multiprocessor; a block gets 1024 bytes less.
       per_host: GPUs that one host usually holds.
+      nvlinks: of a GPU, as XLA is told; with none it takes a host's GPUs for joined by PCIe alone.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Gpu:
     l2_bytes: int
     shared_bytes: int
     per_host: int = 8
+    nvlinks: int = 0
 
     @property
     def target_config(self) -> str:
@@ -79,6 +81,7 @@ gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
+  device_interconnect_info {{ active_links: {gpu.nvlinks} }}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 8 }}

@@ -82,6 +82,17 @@ def kind_of(i: Instruction) -> str | None:
     return kind if kind in KINDS else None
 
 
+def collective_in(program: Program, i: Instruction) -> Instruction | None:
+    """The collective that an instruction is or starts, or that XLA made a kernel of its own of."""
+    if kind_of(i):
+        return i
+    if i.opcode not in ("fusion", "fusion-start"):
+        return None
+    inside = program.roots.get(i.called[0], "")
+    root = program.instructions.get((i.called[0], inside))
+    return root if root and kind_of(root) else None
+
+
 def collectives(program: Program, sizes: Mapping[str, int], domain: int) -> list[Collective]:
     """Every collective among more than one device, in the order of the text.
 

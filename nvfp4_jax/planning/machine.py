@@ -15,7 +15,7 @@ reaches Hopper's shares, FP4 included, is an assumption, and a power limit may w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nvfp4_jax.gpus import Gpu
 from nvfp4_jax.training.flops import peak_flops
@@ -31,6 +31,7 @@ _FORMATS = {
 }
 _NVLINK = {"a100": 300e9, "h100": 450e9, "h200": 450e9}  # bytes a second, one way
 _NVLINK_5 = 900e9
+_LINKS = {"a100": 12}  # of a GPU; all others have 18
 _NETWORK = {"a100": 25e9, "gb300": 100e9}
 _400_GBIT = 50e9
 _DOMAIN = {"gb200": 72, "gb300": 72}  # GPUs that NVLink joins, where they are not those of a host
@@ -98,6 +99,11 @@ class Machine:
         """
         network = min(self.nvlink, self.network * in_domain)
         return (self.nvlink if in_domain == group else network) * self.shares.wire
+
+
+def linked(gpu: Gpu) -> Gpu:
+    """The GPU with its NVLinks, over which XLA runs small all-reduces by kernels of its own."""
+    return replace(gpu, nvlinks=_LINKS.get(gpu.name, 18))
 
 
 def machine_of(gpu: Gpu, shares: Shares = Shares()) -> Machine:

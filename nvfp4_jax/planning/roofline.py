@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nvfp4_jax.compiled.hlo import Instruction, Program
-from nvfp4_jax.planning.collectives import Collective, collective_of, kind_of
+from nvfp4_jax.planning.collectives import Collective, collective_in, collective_of
 from nvfp4_jax.planning.machine import Machine
 from nvfp4_jax.planning.sizes import FREE
 from nvfp4_jax.planning.work import Work, Works
@@ -134,13 +134,13 @@ class _Player:
             turn.add(max(map(self.play, i.called), key=lambda one: one.now), 1)
         elif i.opcode.endswith("-done"):
             turn.end(i.operands[0])
-        elif kind_of(i):
-            self._collective(turn, i)
+        elif inner := collective_in(self._program, i):
+            self._collective(turn, i, inner)
         elif i.opcode not in FREE:
             turn.spend(*kernel_seconds(self._works.of(i), self._machine))
 
-    def _collective(self, turn: _Turn, i: Instruction) -> None:
-        one = collective_of(self._program, i, self._sizes, self._machine.domain)
+    def _collective(self, turn: _Turn, i: Instruction, inner: Instruction) -> None:
+        one = collective_of(self._program, inner, self._sizes, self._machine.domain)
         if one.group == 1:
             return
         turn.begin(i.name, wire_seconds(one, self._machine), _words(one))

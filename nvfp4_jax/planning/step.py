@@ -10,6 +10,7 @@ from flax import nnx
 
 from nvfp4_jax.compile_for import Memory, compile_for, memory_of, mesh_of
 from nvfp4_jax.planning.candidate import Candidate, Job
+from nvfp4_jax.planning.machine import linked
 from nvfp4_jax.training.binding import precision_table
 from nvfp4_jax.training.exact import OPTIONS
 from nvfp4_jax.training.mesh import make_mesh
@@ -54,7 +55,7 @@ def compile_step(job: Job, candidate: Candidate) -> CompiledStep:
       ValueError: the compiler for this GPU is not installed.
       RecipeError: the recipe does not fit the model.
     """
-    devices = mesh_of(job.gpu, {"data": candidate.mesh.size}).devices.flat
+    devices = mesh_of(linked(job.gpu), {"data": candidate.mesh.size}).devices.flat
     mesh = make_mesh(candidate.mesh, list(devices))
     model, optimizer = abstract_model(job.model), adamw()
     table = precision_table(job.recipe.at(0, 1000), model, job.model.num_blocks)

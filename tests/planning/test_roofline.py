@@ -105,3 +105,26 @@ def test_every_gpu_has_its_figures(name: str):
     assert machine.flops["bf16"] > machine.flops["f32"] > 0
     assert ("nvfp4" in machine.flops) == (machine.gpu.capability >= (10, 0))
     assert machine.nvlink > machine.network
+
+
+OF_ITS_OWN = """\
+HloModule jit_f, is_scheduled=true
+
+%fused (p: s32[2]) -> s32[2] {
+  %p = s32[2]{0} parameter(0)
+  ROOT %sum = s32[2]{0} all-reduce(%p), replica_groups=[1,2]<=[2], to_apply=%add
+}
+
+ENTRY %main (a: s32[2]) -> s32[2] {
+  %a = s32[2]{0} parameter(0)
+  %start = ((s32[2]{0}), s32[2]{0}) fusion-start(%a), kind=kCustom, calls=%fused
+  ROOT %done = s32[2]{0} fusion-done(%start)
+}
+"""
+
+
+def test_a_kernel_that_is_an_all_reduce_takes_its_latency():
+    machine = machine_of(find_gpu("h100"), Shares(latency=1.0))
+    timing = timed(parse(OF_ITS_OWN), machine)
+    assert timing.seconds == pytest.approx(1)
+    assert timing.bound_by == "waiting for all-reduce over fsdp"
