@@ -43,13 +43,15 @@ from jaxtyping import Array
 
 from nvfp4_jax.axes import explicit_mesh, run_automatic
 from nvfp4_jax.contraction import Dims, merge, merged_axes, operand_dims, restore
+from nvfp4_jax.honoured import check_arguments, check_gathered, check_parts, check_together
 from nvfp4_jax.kernels.request import Operand, Packed
 from nvfp4_jax.kernels.select import select
 from nvfp4_jax.operands import Scaled, Use, check_native, emulated, pack, prepare, scaled
 from nvfp4_jax.precision import GEMMS, LinearPrecision
-from nvfp4_jax.product import multiply
+from nvfp4_jax.product import multiply, multiply_parts, multiply_rows
 from nvfp4_jax.residuals import Keep, Kept, kept_shardings, laid_out_packed, named, plan
 from nvfp4_jax.scopes import gemm_scope, quantize_scope
+from nvfp4_jax.together import linear_together
 
 DotGeneral = Callable[..., Array]
 
@@ -65,6 +67,7 @@ def make_dot_general(
     weight_amax: Array | None = None,
     name: str | None = None,
     gathered: NamedSharding | None = None,
+    together: bool = False,
 ) -> DotGeneral:
     """A `lax.dot_general` whose three GEMMs run in `linear_precision`.
 
@@ -93,11 +96,15 @@ def make_dot_general(
         it is stored in more parts than that. If it has the same NVFP4 values for Fprop and Dgrad
         and both are emulated, it then travels packed, at 4.5 bits an element, and is kept so for
         the backward pass; otherwise this changes nothing. Never a bit of the result.
+      together: under `jax.vmap` over the input alone, let the mapped parts be one batch: one
+        tensor to every quantizer, with a gradient of the weight for each part; see `together`.
+        The input is then kept as it is, and products are emulated.
 
     Raises:
       ValueError: a key is needed and missing, or the implementation cannot run here or does not
-        do a quantizer of this precision. The returned function raises on arguments it cannot
-        honour: a `precision` other than the default, or operands that are not floats.
+        do a quantizer of this precision; `together` with packed residuals, `gathered`, or an
+        implementation that multiplies 4-bit codes. The returned function raises on arguments it
+        cannot honour: a `precision` other than the default, or operands that are not floats.
     """
     if linear_precision.needs_key and key is None:
         raise ValueError(
@@ -106,6 +113,8 @@ def make_dot_general(
         )
     select(implementation, linear_precision.quantizers)
     check_native(linear_precision, implementation)
+    if together:
+        check_together(linear_precision, implementation, gathered)
 
     def dot_general(
         lhs: Array,
@@ -116,13 +125,15 @@ def make_dot_general(
         *,
         out_sharding: Any = None,
     ) -> Array:
-        _check_arguments(lhs, rhs, precision, preferred_element_type)
+        check_arguments(lhs, rhs, precision, preferred_element_type)
         dtype = jnp.dtype(preferred_element_type or lhs.dtype)
         numbers = _hashable(dimension_numbers)
         sharding = _output_sharding(lhs, rhs, numbers, out_sharding)
-        _check_gathered(lhs, rhs, gathered)
+        check_gathered(lhs, rhs, gathered)
         call = _Call(linear_precision, numbers, dtype, implementation, sharding, name, gathered)
         check_native(linear_precision, implementation, matrix=not call.dims(lhs, rhs)[0].batch)
+        if together:
+            return _together(call, lhs, rhs, key, weight_amax)
         return _linear(call, lhs, rhs, key, weight_amax)
 
     return dot_general
@@ -172,7 +183,7 @@ def _forward(call, lhs, rhs, key, weight_amax):
 
 
 def _fprop(
-    call, keep: Keep, lhs, rhs, key, weight_amax
+    call, keep: Keep, lhs, rhs, key, weight_amax, parts: int | None = None
 ) -> tuple[Array, Operand | Packed | None, Any]:
     """y = x w, and what is kept of x and w unless it is they themselves."""
     x_dims, w_dims = call.dims(lhs, rhs)
@@ -181,7 +192,7 @@ def _fprop(
     with gemm_scope(call.name, "fprop"):
         x_ready, *others = _ready(call, key, uses if keep.input == "operand" else uses[:1])
         w_ready, kept_w = _weight(call, key, keep, w, _rounded_dtype(lhs), weight_amax)
-        y = multiply(x_ready, w_ready, call.dtype, call.implementation)
+        y = _multiply(x_ready, w_ready, call.dtype, call.implementation, parts)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
     kept_x = others[0].operand if others else None
     if keep.input == "packed":
@@ -227,19 +238,49 @@ def _backward(call, residuals, dy):
     return dx, dw, None, None
 
 
-def _gradients(call, dy, kept: Kept, key, weight_amax) -> tuple[Array, Array]:
+def _together(call, lhs, rhs, key, weight_amax) -> Array:
+    """The linear whose parts, if it is mapped over them, are one batch."""
+    rows, _ = call.dims(lhs, rhs)
+    if rows.batch or rows.free[:1] != (0,) or explicit_mesh(lhs, rhs) is not None:
+        raise ValueError(
+            f"together = True: the first axis of the input must be rows, with no batch axes and no "
+            f"explicit mesh axes; this one has shape {lhs.shape} and numbers {call.numbers}"
+        )
+
+    def fprop(lhs, rhs, key, weight_amax, parts=None):
+        return _fprop(call, Keep(), lhs, rhs, key, weight_amax, parts)[0]
+
+    def gradients(lhs, rhs, dy, key, weight_amax, parts=None):
+        kept = Kept(lhs, rhs, jax.typeof(lhs), jax.typeof(rhs))
+        features = call.numbers[0][0]
+        check_parts(call.precision, lhs.shape, features, parts or 1)
+        return _gradients(call, dy, kept, key, weight_amax, parts)
+
+    return linear_together(fprop, gradients)(lhs, rhs, key, weight_amax)
+
+
+def _gradients(
+    call, dy, kept: Kept, key, weight_amax, parts: int | None = None
+) -> tuple[Array, Array]:
     x_dims, _ = call.dims(kept.lhs, kept.rhs)
     y = merge(dy, _product_dims(x_dims, dy.ndim))
     uses = [(DGRAD_GRAD, y), (WGRAD_GRAD, y.swapped())]
     with gemm_scope(call.name, "dgrad"):
         dy_dgrad, dy_wgrad = _ready(call, key, uses, _rounded_dtype(kept.lhs))
-        dx = _dgrad(call, dy_dgrad, kept, key, weight_amax)
+        dx = _dgrad(call, dy_dgrad, kept, key, weight_amax, parts)
     with gemm_scope(call.name, "wgrad"):
-        dw = _wgrad(call, dy_wgrad, kept, key)
+        dw = _wgrad(call, dy_wgrad, kept, key, parts)
     return dx, dw
 
 
-def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax) -> Array:
+def _multiply(a: Scaled, b: Scaled, dtype, implementation, parts: int | None) -> Array:
+    """Rows times a weight; in parts, each as one product of its own size."""
+    if parts is None:
+        return multiply(a, b, dtype, implementation)
+    return multiply_rows(a, b, parts, dtype, implementation)
+
+
+def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax, parts: int | None) -> Array:
     x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
     if isinstance(kept.weight, Packed):
         w_ready = _unpacked(call, merged_axes(w_dims).swapped(), kept.weight)
@@ -248,11 +289,11 @@ def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax) -> Array:
     else:
         uses = [(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())]
         (w_ready,) = _ready(call, key, uses, _rounded_dtype(kept.lhs), weight_amax)
-    dx = multiply(dy, w_ready, kept.lhs.dtype, call.implementation)
+    dx = _multiply(dy, w_ready, kept.lhs.dtype, call.implementation, parts)
     return restore(dx, kept.lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
 
 
-def _wgrad(call, dy: Scaled, kept: Kept, key) -> Array:
+def _wgrad(call, dy: Scaled, kept: Kept, key, parts: int | None) -> Array:
     x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
     x = merged_axes(x_dims).swapped()
     if isinstance(kept.input, Packed):
@@ -262,8 +303,12 @@ def _wgrad(call, dy: Scaled, kept: Kept, key) -> Array:
         x_ready = scaled(x, kept.input)
     else:
         (x_ready,) = _ready(call, key, [(WGRAD_INPUT, merge(kept.input, x_dims).swapped())])
+    order = (*w_dims.batch, *w_dims.contract, *w_dims.free)
+    if parts is not None:
+        dw = multiply_parts(x_ready, dy, parts, kept.rhs.dtype, call.implementation)
+        return jax.vmap(lambda part: restore(part, kept.rhs.shape, order))(dw)
     dw = multiply(x_ready, dy, kept.rhs.dtype, call.implementation)
-    return restore(dw, kept.rhs.shape, (*w_dims.batch, *w_dims.contract, *w_dims.free))
+    return restore(dw, kept.rhs.shape, order)
 
 
 _linear.defvjp(_forward, _backward)
@@ -308,36 +353,3 @@ def _output_sharding(lhs, rhs, numbers, out_sharding):
         return lax.dot_general(a, b, numbers, out_sharding=out_sharding)
 
     return jax.eval_shape(product, lhs, rhs).sharding
-
-
-def _check_gathered(lhs, rhs, layout: NamedSharding | None) -> None:
-    if layout is None:
-        return
-    if explicit_mesh(lhs, rhs) is not None:
-        raise ValueError(
-            "gathered = ... is for automatic mesh axes; with explicit axes reshard the weight"
-        )
-    if rhs.ndim != 2 or len(layout.spec) != 2:
-        raise ValueError(
-            f"gathered = {layout.spec}: give a layout of two axes, for a weight of two; this one "
-            f"has shape {rhs.shape}"
-        )
-
-
-def _check_arguments(lhs, rhs, precision, preferred_element_type):
-    for name, array in (("lhs", lhs), ("rhs", rhs)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(f"{name} is {array.dtype} of shape {array.shape}; floats are supported")
-    if preferred_element_type is not None and not jnp.issubdtype(
-        preferred_element_type, jnp.floating
-    ):
-        raise TypeError(
-            f"preferred_element_type = {preferred_element_type}: a float dtype is needed"
-        )
-    allowed = (None, lax.Precision.DEFAULT, "default")
-    pair = precision if isinstance(precision, tuple) else (precision,)
-    if any(entry not in allowed for entry in pair):
-        raise ValueError(
-            f"precision = {precision} cannot be honoured: the recipe decides how operands are "
-            "kept and sums are FP32; leave precision unset"
-        )

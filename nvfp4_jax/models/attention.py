@@ -163,5 +163,28 @@ def _rows(q: Array, k: Array, v: Array, allowed: Array) -> Array:
     matrix = q.reshape(batch, groups, -1, head_dim)
     scores = contract("bgqh,bgsh->bgqs", matrix, k, q.dtype, wide) * head_dim**-0.5
     scores = jnp.where(allowed, scores.reshape(*q.shape[:4], -1), -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).reshape(*matrix.shape[:3], -1)
+    weights = _softmax(scores).reshape(*matrix.shape[:3], -1)
     return contract("bgqs,bgsh->bgqh", weights, v, q.dtype, q.dtype).reshape(q.shape)
+
+
+@jax.custom_vjp
+def _softmax(scores: Array) -> Array:
+    """Over the last axis, as a product with 1 / sum.
+
+    XLA turns a division by a broadcast number into that product for some shapes and not for others,
+    and a row's bits would depend on how many rows there are.
+    """
+    raised = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    return raised * (1 / jnp.sum(raised, axis=-1, keepdims=True))
+
+
+def _softmax_forward(scores: Array) -> tuple[Array, Array]:
+    weights = _softmax(scores)
+    return weights, weights
+
+
+def _softmax_backward(weights: Array, slope: Array) -> tuple[Array]:
+    return (weights * (slope - jnp.sum(weights * slope, axis=-1, keepdims=True)),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)

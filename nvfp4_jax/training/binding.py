@@ -88,7 +88,11 @@ def packs_a_weight(table: Table, model: nnx.Module, gathered: Gathered) -> bool:
 
 
 def make_bind(
-    table: Table, key: jax.Array, amaxes: Amaxes | None = None, gathered: Gathered | None = None
+    table: Table,
+    key: jax.Array,
+    amaxes: Amaxes | None = None,
+    gathered: Gathered | None = None,
+    together: bool = False,
 ) -> Bind:
     """The callback that `models.apply_blocks` calls with each block about to run.
 
@@ -98,6 +102,7 @@ def make_bind(
       amaxes: of the weights, from `weight_amaxes`; left out, each product finds its own.
       gathered: how a weight (its parameter's path, its shape) is to lie when it is multiplied, if
         it is to travel packed; see `make_dot_general`.
+      together: whether what `jax.vmap` maps over is one batch; likewise.
     """
     precisions = dict(table)
 
@@ -108,7 +113,8 @@ def make_bind(
             folded = _fold(key, paths, repeat)
             path = f"blocks/{indices[0]}/{name}/kernel"
             layout = gathered(path, linear.kernel.shape) if gathered else None
-            bind_linear(linear, precisions[paths[0]], folded, amax, joined(paths), layout)
+            precision = precisions[paths[0]]
+            bind_linear(linear, precision, folded, amax, joined(paths), layout, together)
 
     return bind
 
@@ -120,6 +126,7 @@ def bind_linear(
     amax: jax.Array | None = None,
     name: str | None = None,
     gathered: NamedSharding | None = None,
+    together: bool = False,
 ) -> None:
     """Let `linear` multiply in `precision`, drawing from `key` if it draws at all.
 
@@ -127,7 +134,12 @@ def bind_linear(
     """
     own = key if precision.needs_key else None
     linear.dot_general = make_dot_general(
-        precision, key=own, weight_amax=amax, name=name, gathered=gathered
+        precision,
+        key=own,
+        weight_amax=amax,
+        name=name,
+        gathered=gathered,
+        together=together,
     )
 
 

@@ -17,6 +17,7 @@ DECISIVE = (
     "batch",
     "length",
     "microbatches",
+    "sum_parts",
     "learning_rate",
     "warmup",
     "decay_fraction",
@@ -41,6 +42,8 @@ class TrainConfig:
       learning_rate: Its stable value, between warm-up and decay.
       warmup: Steps of linear warm-up; a tenth of the run, at most 100, if left out.
       decay_fraction: Share of the run, at its end, in which the learning rate decays.
+      sum_parts: Add up gradients over the batch in this many parts and in one order (a power of
+        two), so that on CPUs every mesh of data x fsdp that divides it trains to the same bits.
       save_every: Steps between checkpoints; there is always one at the end.
       keep: Newest checkpoints kept.
       keep_every: Checkpoints kept besides, for good: every so many steps (1000) or hours (6h).
@@ -77,6 +80,7 @@ class TrainConfig:
     batch: int = 8
     length: int = 256
     microbatches: int = 1
+    sum_parts: int | None = None
     learning_rate: float = 3e-3
     warmup: int | None = None
     decay_fraction: float = 0.2

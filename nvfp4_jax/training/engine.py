@@ -19,7 +19,7 @@ from nvfp4_jax.training.data import Batch
 from nvfp4_jax.training.diagnose import first_bad_layer
 from nvfp4_jax.training.distributed import first_alone
 from nvfp4_jax.training.evaluation import make_evaluation
-from nvfp4_jax.training.exact import OPTIONS
+from nvfp4_jax.training.exact import OPTIONS, ORDERED
 from nvfp4_jax.training.overlap import compiler_options
 from nvfp4_jax.training.prepare import Phase, Run
 from nvfp4_jax.training.proof import batch_shapes
@@ -49,6 +49,7 @@ class Engine:
 
     def __init__(self, run: Run, held_out: Sequence[Batch], judge: Judge | None = None) -> None:
         self._run = run
+        self._options = OPTIONS if run.config.sum_parts is None else ORDERED
         self._judge = judge
         self._everywhere = sharding(run.mesh)
         seed = run.config.seed
@@ -95,7 +96,7 @@ class Engine:
         """(mean loss, its gradients) of step `number`, as the step sees them; for comparisons."""
         run, key = self._run, jax.random.fold_in(self._key, number)
         of_batch = make_gradients(run.program, run.phase(number).table)
-        find = jax.jit(of_batch, compiler_options=OPTIONS)
+        find = jax.jit(of_batch, compiler_options=self._options)
         return find(state.parameters, self._place(batch), key)
 
     def diagnose(self, state: TrainState, number: int, batch: Batch) -> str:
@@ -116,7 +117,7 @@ class Engine:
         layouts = state_shardings(run.mesh, state), self._everywhere
         jitted = jax.jit(step, donate_argnums=0, out_shardings=layouts)
         lowered = jitted.lower(state, self._batch_shapes(), self._key)
-        return self._compile(lowered, OPTIONS | compiler_options(run.mesh))
+        return self._compile(lowered, self._options | compiler_options(run.mesh))
 
     def _compile_evaluation(self, table: Table, state: TrainState) -> jax.stages.Compiled:
         evaluate = make_evaluation(self._run.program, table)

@@ -10,3 +10,7 @@ from __future__ import annotations
 
 OPTIONS: dict[str, bool | int | str] = {"xla_allow_excess_precision": False}
 """For `lowered.compile(compiler_options=...)` or `jax.jit(..., compiler_options=...)`."""
+
+ORDERED: dict[str, bool | int | str] = OPTIONS | {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""For sums in one order (`ordered`): XLA's CPU backend gives some reductions, those with many
+results, to a library (YNN) that adds up in another order; on a mesh a device has fewer results."""

@@ -48,14 +48,31 @@ def learning_rate_schedule(
     return _relaxed(optax.join_schedules([start, fall], [steps - 1 - decay]) if decay else start)
 
 
-def adamw(clip: float = 1.0, decay: float = 0.1) -> optax.GradientTransformation:
-    """The direction of the update, still to be multiplied by minus the learning rate."""
+def adamw(clip: float = 1.0, decay: float = 0.1) -> optax.GradientTransformationExtraArgs:
+    """The direction of the update, still to be multiplied by minus the learning rate.
+
+    Its `update` may be given the gradients' global norm as `norm`, if that has been found already.
+    """
     chain = optax.chain(
-        optax.clip_by_global_norm(clip),
+        _clipped(clip),
         optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
         optax.add_decayed_weights(decay, mask=matrices),
     )
-    return optax.GradientTransformation(chain.init, _relaxed(chain.update))
+    return optax.GradientTransformationExtraArgs(chain.init, _relaxed(chain.update))
+
+
+def _clipped(longest: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, of a norm that may be known."""
+
+    def update(updates: Any, state: Any, params: Any = None, **known: Any) -> Any:
+        norm = known["norm"] if "norm" in known else optax.tree.norm(updates)
+
+        def clip(g: jax.Array) -> jax.Array:
+            return jax.lax.select(norm < longest, g, (g / norm.astype(g.dtype)) * longest)
+
+        return jax.tree.map(clip, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def matrices(parameters: chex.ArrayTree) -> chex.ArrayTree:

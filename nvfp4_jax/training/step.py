@@ -13,6 +13,7 @@ first microbatch runs, so each already carries the final scale and they need onl
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,7 @@ from nvfp4_jax.training.binding import (
 )
 from nvfp4_jax.training.gathering import embed
 from nvfp4_jax.training.loss import LOGITS_IN_MEMORY, cross_entropy_sum
+from nvfp4_jax.training.ordered import ordered_gradients, whole
 from nvfp4_jax.training.sharding import gathered_sharding, laid_out, parameter_sharding
 from nvfp4_jax.training.state import Parameters, TrainState, assemble
 
@@ -54,6 +56,7 @@ class Program:
       scan: whether blocks that repeat are traced once.
       mesh: the devices that share the work; None for one.
       gather_packed: whether quantized weights stored in parts travel as codes.
+      sum_parts: of a microbatch, whose gradients are added in one order; None for any order.
     """
 
     config: models.HybridConfig
@@ -62,6 +65,7 @@ class Program:
     scan: bool = False
     mesh: Mesh | None = None
     gather_packed: bool = False
+    sum_parts: int | None = None
 
 
 class Measured(NamedTuple):
@@ -89,13 +93,20 @@ def loss_sum(
         model,
         _embedded(program, model, batch["tokens"]),
         batch["segment_ids"],
-        bind=make_bind(table, key, amaxes, _gathered(program)),
+        bind=make_bind(table, key, amaxes, _gathered(program), program.sum_parts is not None),
         repeats=repeats,
         remat=program.remat,
     )
     head_precision = dict(table)["head"]
     head_key, head_amax = layer_key(key, "head"), (amaxes or {}).get("head")
-    bind_linear(model.head, head_precision, head_key, head_amax, "head")
+    bind_linear(
+        model.head,
+        head_precision,
+        head_key,
+        head_amax,
+        "head",
+        together=program.sum_parts is not None,
+    )
     # a quantized head has one amax for all its tokens, so they cannot come in chunks
     in_memory = batch["targets"].size * program.config.vocabulary
     return cross_entropy_sum(
@@ -145,11 +156,12 @@ def gradients(
     amaxes = weight_amaxes(table, assemble(program.definition, parameters)) if count > 1 else None
 
     def one(microbatch: Arrays, index: jax.Array) -> tuple[jax.Array, Parameters]:
-        def loss(parameters: Parameters) -> jax.Array:
-            key_here = jax.random.fold_in(key, index)
-            return loss_sum(program, table, parameters, microbatch, key_here, amaxes) / targets
+        key_here = jax.random.fold_in(key, index)
 
-        value, grads = jax.value_and_grad(loss)(parameters)
+        def loss(program: Program, parameters: Parameters, rows: Arrays) -> jax.Array:
+            return loss_sum(program, table, parameters, rows, key_here, amaxes) / targets
+
+        value, grads = _value_and_grad(program, loss, parameters, microbatch)
         return value, _as_stored(program, grads)
 
     if count == 1:
@@ -160,6 +172,15 @@ def gradients(
 
     zeros = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, parameters))
     return jax.lax.scan(add, zeros, (batch, jnp.arange(count, dtype=jnp.uint32)))[0]
+
+
+def _value_and_grad(
+    program: Program, loss: Callable[..., jax.Array], parameters: Parameters, batch: Arrays
+) -> tuple[jax.Array, Parameters]:
+    if program.sum_parts is None:
+        return jax.value_and_grad(partial(loss, program))(parameters, batch)
+    alone = partial(loss, dataclasses.replace(program, mesh=None))
+    return ordered_gradients(alone, parameters, batch, program.sum_parts, program.mesh)
 
 
 def _as_stored(program: Program, grads: Parameters) -> Parameters:
@@ -178,7 +199,7 @@ def make_gradients(
     def of_batch(
         parameters: Parameters, batch: Arrays, key: jax.Array
     ) -> tuple[jax.Array, Parameters]:
-        with laid_out(program.mesh):
+        with laid_out(program.mesh if program.sum_parts is None else None):
             return gradients(program, table, parameters, batch, key)
 
     return of_batch
@@ -187,7 +208,7 @@ def make_gradients(
 def make_step(
     program: Program,
     table: Table,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
 ) -> Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Measured]]:
     """The step under one table of precisions; not jitted.
@@ -200,9 +221,9 @@ def make_step(
     def step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Measured]:
         key = jax.random.fold_in(key, state.step)
         loss, grads = of_batch(state.parameters, batch, key)
-        norm = optax.tree.norm(grads)
+        norm = optax.tree.norm(grads if program.sum_parts is None else whole(grads, program.mesh))
         rate = jnp.asarray(schedule(state.step), jnp.float32)
-        updates, moments = optimizer.update(grads, state.optimizer, state.parameters)
+        updates, moments = optimizer.update(grads, state.optimizer, state.parameters, norm=norm)
         moved = jax.tree.map(lambda w, u: w - rate * u, state.parameters, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         parameters, moments = jax.tree.map(

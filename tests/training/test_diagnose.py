@@ -49,7 +49,7 @@ def test_a_gradient_going_back(parts, monkeypatch):
     """A product that is right going forward and gives NaN going back, in one layer."""
     make = binding.make_dot_general
 
-    def planted(precision, key, weight_amax, name, gathered):
+    def planted(precision, key, weight_amax, **_options):
         multiply = make(precision, key=key, weight_amax=weight_amax)
         if not precision.quantized:
             return multiply

@@ -1,0 +1,105 @@
+"""Parts of a batch, mapped over, are one tensor to every quantizer; only sums come apart."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvfp4_jax.dot_general import make_dot_general
+from nvfp4_jax.precision import Gemm, LinearPrecision
+from nvfp4_jax.quantizer import Quantizer
+
+NUMBERS = (((2,), (0,)), ((), ()))
+GRAD = Quantizer("nvfp4", rounding="stochastic")
+TURNED = Quantizer("nvfp4", rht=16)
+PAPER = LinearPrecision(
+    Gemm(input=Quantizer("nvfp4"), weight=Quantizer("nvfp4", granularity="16x16")),
+    Gemm(grad=GRAD, weight=Quantizer("nvfp4", granularity="16x16")),
+    Gemm(input=TURNED, grad=Quantizer("nvfp4", rht=16, rounding="stochastic")),
+)
+KEY = jax.random.key(5)
+PARTS, ROWS, LENGTH, WIDTH, OUT = 4, 2, 24, 32, 48
+
+
+def arrays(seed: int = 0):
+    """x (parts, rows, length, features) whose parts differ in size, w, and dy."""
+    draw = np.random.default_rng(seed)
+    sizes = np.array([1, 30, 0.01, 3])[:, None, None, None]
+    x = draw.normal(size=(PARTS, ROWS, LENGTH, WIDTH)) * sizes
+    dy = draw.normal(size=(PARTS, ROWS, LENGTH, OUT)) * sizes[::-1]
+    w = draw.normal(size=(WIDTH, OUT))
+    return jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.float32), jnp.asarray(dy, jnp.bfloat16)
+
+
+def pulled(precision, x, w, dy, **options):
+    """(y, dx, dw) of one linear."""
+    dot_general = make_dot_general(precision, KEY, **options)
+    y, pull = jax.vjp(lambda x, w: dot_general(x, w, NUMBERS), x, w)
+    return y, *pull(dy)
+
+
+@pytest.mark.parametrize("precision", [LinearPrecision(), PAPER], ids=["bf16", "nvfp4"])
+def test_parts_have_the_numbers_of_the_whole_and_gradients_of_their_own(precision):
+    x, w, dy = arrays()
+    whole = pulled(precision, x.reshape(-1, LENGTH, WIDTH), w, dy.reshape(-1, LENGTH, OUT))
+    mapped = jax.vmap(
+        lambda x, dy: pulled(precision, x, w, dy, together=True),
+    )(x, dy)
+    y, dx, dw = mapped
+    assert dw.shape == (PARTS, WIDTH, OUT)
+    if precision is PAPER:  # 4-bit products are exact in FP32, whatever the order of their sums
+        assert (y.reshape(whole[0].shape) == whole[0]).all()
+        assert (dx.reshape(whole[1].shape) == whole[1]).all()
+    else:  # FP32 sums in another order, rounded to the same bf16 or to its neighbour
+        order = WIDTH * 2.0**-24 * float(jnp.abs(x).max()) * float(jnp.abs(w).max())
+        np.testing.assert_allclose(y.reshape(whole[0].shape), whole[0], rtol=2**-7, atol=order)
+    bound = 2**-20 * np.abs(np.asarray(whole[2])).max()
+    np.testing.assert_allclose(dw.sum(axis=0), whole[2], rtol=0, atol=bound)
+
+
+def test_a_part_is_summed_alone():
+    """The gradient of one part does not change when another's dy is negated: amaxes stay."""
+    x, w, dy = arrays()
+    other = dy.at[1].multiply(-1)
+    dw, dw_other = (
+        jax.vmap(lambda x, dy: pulled(PAPER, x, w, dy, together=True)[2])(x, d) for d in (dy, other)
+    )
+    for part in (0, 2, 3):
+        assert (dw[part] == dw_other[part]).all()
+    assert not (dw[1] == dw_other[1]).all()
+
+
+def test_parts_do_not_depend_on_how_many_there_are_but_for_the_amax():
+    """In bf16 nothing is common: two parts alone are two parts of four, to the bit."""
+    x, w, dy = arrays()
+    run = jax.jit(
+        jax.vmap(lambda x, dy: pulled(LinearPrecision(), x, w, dy, together=True)),
+    )
+    for four, two in zip(run(x, dy), run(x[:2], dy[:2]), strict=True):
+        assert (four[:2] == two).all()
+
+
+def test_alone_it_is_the_linear_itself():
+    x, w, dy = arrays()
+    for own, plain in zip(
+        pulled(PAPER, x[0], w, dy[0], together=True), pulled(PAPER, x[0], w, dy[0]), strict=True
+    ):
+        assert (own == plain).all()
+
+
+def test_what_cannot_be_together_is_refused():
+    x, w, dy = arrays()
+    packed = LinearPrecision(PAPER.fprop, PAPER.dgrad, PAPER.wgrad, residuals="packed")
+    with pytest.raises(ValueError, match="leave out gathered"):
+        make_dot_general(packed, KEY, together=True)
+    weights = jnp.stack([w] * PARTS)
+    with pytest.raises(ValueError, match="map over the input alone"):
+        jax.vmap(lambda x, w: pulled(PAPER, x, w, dy[0], together=True)[0])(x, weights)
+    short = x[:, :, :5], dy[:, :, :5]
+    with pytest.raises(ValueError, match="whole rotations of 16 tokens"):
+        jax.vmap(lambda x, dy: pulled(PAPER, x, w, dy, together=True)[2])(*short)
+    turned = make_dot_general(LinearPrecision(), together=True)
+    with pytest.raises(ValueError, match="first axis of the input must be rows"):
+        turned(w, w, (((0,), (0,)), ((), ())))

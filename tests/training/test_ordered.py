@@ -1,0 +1,87 @@
+"""Sums over the batch in one order: the same bits on every mesh of data and fsdp."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from nvfp4_jax.training import UsageError
+from nvfp4_jax.training.data import training_batches
+from nvfp4_jax.training.engine import Engine
+from nvfp4_jax.training.mesh import make_mesh, parse_mesh
+from nvfp4_jax.training.ordered import ROWS, tree_sum
+from nvfp4_jax.training.prepare import prepare
+from nvfp4_jax.training.resume import begin
+
+from . import micro
+
+ALL_LAYERS = micro.RECIPE.replace('match = "blocks_1/mlp/up"', 'match = "blocks_*/**"')
+STEPS = 4
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=8", "data=2,fsdp=2", "fsdp=4"])
+def test_a_tree_is_the_same_on_every_mesh(mesh):
+    """Numbers whose sum depends on its order, in a shape that no mesh divides."""
+    draw = np.random.default_rng(0)
+    parts = np.float32(draw.normal(size=(8, 7, 3)) * 10.0 ** draw.integers(-4, 4, size=(8, 7, 3)))
+    pairs = [parts[i] + parts[i + 1] for i in range(0, 8, 2)]
+    expected = (pairs[0] + pairs[1]) + (pairs[2] + pairs[3])
+    devices = make_mesh(parse_mesh(mesh))
+    cut = jax.device_put(parts, NamedSharding(devices, PartitionSpec(ROWS)))
+    summed = jax.jit(lambda parts: tree_sum(parts, devices))(cut)
+    assert (np.asarray(summed) == expected).all()
+    assert (np.asarray(tree_sum(jnp.asarray(parts))) == expected).all()
+
+
+def trained(inputs, folder, mesh, **changes):
+    """(losses and norms, parameters) of a few steps on a mesh, all layers in NVFP4."""
+    recipe = inputs / "all.toml"
+    recipe.write_text(ALL_LAYERS)
+    options = {"recipe": str(recipe), "sum_parts": 4, "length": 64} | changes
+    run = prepare(micro.config(inputs, folder, mesh=mesh, **options))
+    state, _ = begin(run, print)
+    engine = Engine(run, [])
+    batches = training_batches(run.corpus.train, batch=4, length=64, seed=0)
+    told = []
+    for step in range(STEPS):
+        state, measured = engine.step(state, step, next(batches))
+        told.append((float(measured.loss), float(measured.grad_norm)))
+    return told, jax.device_get(state.parameters)
+
+
+def test_training_is_the_same_to_the_bit_on_one_device_and_on_four(inputs, tmp_path):
+    told, parameters = trained(inputs, tmp_path, None)
+    told_there, there = trained(inputs, tmp_path, "data=2,fsdp=2")
+    assert told == told_there
+    for path, array in parameters.items():
+        np.testing.assert_array_equal(array, there[path], err_msg=path)
+
+
+def test_it_is_the_same_training(inputs, tmp_path):
+    """But for the order of sums, ordered or not is the same; in microbatches and a loop too."""
+    changes = {"microbatches": 2, "sum_parts": 2, "scan": "on", "remat": "block"}
+    told, _ = trained(inputs, tmp_path, None, **changes)
+    plain, _ = trained(inputs, tmp_path, None, **changes | {"sum_parts": None})
+    np.testing.assert_allclose(told[0], plain[0], rtol=1e-5)
+    np.testing.assert_allclose(told, plain, rtol=3e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sum_parts": 3}, "--sum-parts 3: give a power of two"),
+        ({"sum_parts": 0}, "--sum-parts 0: give a power of two"),
+        ({"sum_parts": 8}, "must divide the 4 rows"),
+        ({"sum_parts": 2, "mesh": "data=4"}, "a multiple of the 4 devices"),
+        ({"sum_parts": 4, "mesh": "tensor=2"}, "use data and fsdp alone"),
+        ({"sum_parts": 4, "mesh": "fsdp=2", "gather": "packed"}, "leave out --gather packed"),
+        ({"sum_parts": 4, "length": 24}, "blocks_1/mlp/up rotates blocks of 16 tokens"),
+        ({"sum_parts": 4, "recipe": "nvfp4-packed", "length": 64}, "keeps packed residuals"),
+    ],
+)
+def test_what_cannot_be_ordered_is_refused(inputs, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        prepare(micro.config(inputs, tmp_path, **changes))
