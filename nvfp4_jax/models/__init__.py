@@ -13,3 +13,4 @@ from nvfp4_jax.models.pretrained import from_pretrained as from_pretrained
 from nvfp4_jax.models.pretrained import save_pretrained as save_pretrained
 from nvfp4_jax.models.repeats import Repeat as Repeat
 from nvfp4_jax.models.repeats import find_repeats as find_repeats
+from nvfp4_jax.models.target import plain_operations as plain_operations

@@ -8,9 +8,11 @@ machines that are elsewhere, by the device of the abstract mesh in force.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 import jax
@@ -20,6 +22,8 @@ Implementation = Literal["xla", "triton"]
 
 # Ampere to Blackwell. They ran on Hopper alone; for the others they are compiled in the tests.
 KERNELS_FROM, KERNELS_BELOW = (8, 0), (11, 0)
+
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 _BY_NAME = {
     "A100": (8, 0),
@@ -51,6 +55,16 @@ def capability() -> Capability | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """While open (while a model is traced), no kernel is chosen; none can be mapped by `vmap`."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def choose(
     implementation: Implementation | None, obstacle: Callable[[], str | None]
 ) -> Implementation:
@@ -75,6 +89,8 @@ def choose(
 
 
 def _no_kernels() -> str | None:
+    if _plain.get():
+        return "plain operations were asked for"
     found = capability()
     if found is None or not KERNELS_FROM <= found < KERNELS_BELOW:
         return f"it is for capability 8.0 to 10.x (Ampere to Blackwell), not {found}"

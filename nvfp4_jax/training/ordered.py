@@ -15,7 +15,9 @@ What is one for the whole batch stays so: amaxes and random bits are those of al
 `nvfp4_jax.together`), so the parts never show but in the order of sums.
 
 It costs memory, a part's whole FP32 gradient of a layer at a time, and on one device a pass over it
-for every part; weights are gathered in FP32.
+for every part; weights are gathered in FP32, and the model's own kernels give way to plain
+operations, which can be mapped. On CPUs the bits are then the same on every mesh of `data` and
+`fsdp`; on GPUs the order of these sums is, while XLA may still choose other kernels for products.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nvfp4_jax.models import plain_operations
 from nvfp4_jax.operands import emulated
 from nvfp4_jax.precision import GEMMS, LinearPrecision, rotation
 from nvfp4_jax.training.binding import Table
@@ -66,7 +69,8 @@ def ordered_gradients(
         out_axes=(0, None),
         spmd_axis_name=None if mesh is None else ROWS,
     )
-    losses, gradients = each(parameters, cut)
+    with plain_operations():
+        losses, gradients = each(parameters, cut)
     return tree_sum(losses, mesh), lax.optimization_barrier(gradients)
 
 
