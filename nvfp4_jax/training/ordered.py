@@ -17,7 +17,8 @@ What is one for the whole batch stays so: amaxes and random bits are those of al
 It costs memory, a part's whole FP32 gradient of a layer at a time, and on one device a pass over it
 for every part; weights are gathered in FP32, and the model's own kernels give way to plain
 operations, which can be mapped. On CPUs the bits are then the same on every mesh of `data` and
-`fsdp`; on GPUs the order of these sums is, while XLA may still choose other kernels for products.
+`fsdp`. On GPUs they are not, from the first step on, even where no kernel is chosen by trial: what
+else differs there is not known (BENCHMARKS.md, "The same run on any mesh").
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ What is chosen is written beside the compiled programs by the first process (jax
 0 updates the folder, the others read it). Hence the first compiles before the others begin
 (`distributed.first_alone`).
 
-XLA's own way, to share out the trials among the processes, is switched off: a process that finds
-its program in a cache takes no part, and the others wait for it for ever.
+XLA's own way, to share out the trials among the processes, is switched off. With it two of four
+pairs hung in compiling; likely since a process that finds its program in a cache takes no part, and
+the others wait for it for ever. That is not proven (BENCHMARKS.md, "Several processes").
 """
 
 from __future__ import annotations
