@@ -10,6 +10,9 @@
 | `dot` otherwise                            | XLA dot bf16                                 |
 | a Triton kernel with `tt.dot`              | Triton and its name; FLOPs are not counted   |
 
+A product with a batch of one is rewritten by XLA to one without a batch, which carries no name; it
+belongs where both of its operands do.
+
 A product of (m, k) and (k, n) counts 2 m k n floating-point operations, times the runs of the
 loops that it is in.
 """
@@ -71,11 +74,8 @@ def _product(program: Program, i: Instruction) -> Product | None:
     runs = program.runs.get(i.computation, 0)
     if executor is None or not runs:
         return None
-    flops, operands, place = (
-        _flops(program, i, executor),
-        _operands(i, executor),
-        place_of(i.op_name),
-    )
+    flops, operands = _flops(program, i, executor), _operands(i, executor)
+    place = place_of(i.op_name) if i.op_name else _place_of_operands(program, operands)
     return Product(
         instruction=i,
         place=place,
@@ -86,6 +86,17 @@ def _product(program: Program, i: Instruction) -> Product | None:
         flops=None if flops is None else flops * runs,
         runs=runs,
     )
+
+
+def _place_of_operands(
+    program: Program, operands: tuple[tuple[Value, ...], tuple[Value, ...]]
+) -> Place | None:
+    """The GEMM in whose scope both operands were made; None if they were made in different ones."""
+    names = (
+        program.instructions[v.computation, v.name].op_name for arrays in operands for v in arrays
+    )
+    found = {place and place._replace(operand=None) for place in map(place_of, names)}
+    return found.pop() if len(found) == 1 else None
 
 
 def _executor(program: Program, i: Instruction) -> str | None:

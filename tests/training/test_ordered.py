@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from nvfp4_jax.compiled.proof import prove
 from nvfp4_jax.training import UsageError
 from nvfp4_jax.training.data import training_batches
 from nvfp4_jax.training.engine import Engine
@@ -37,6 +38,11 @@ def test_a_tree_is_the_same_on_every_mesh(mesh):
     assert (np.asarray(tree_sum(jnp.asarray(parts))) == expected).all()
 
 
+def is_the_recipe(phase, compiled):
+    """What `nvfp4 train` asks of every step before it runs; each device has one part alone too."""
+    assert not prove(compiled.as_text(), phase.table).fallbacks
+
+
 def trained(inputs, folder, mesh, **changes):
     """(losses and norms, parameters) of a few steps on a mesh, all layers in NVFP4."""
     recipe = inputs / "all.toml"
@@ -44,7 +50,7 @@ def trained(inputs, folder, mesh, **changes):
     options = {"recipe": str(recipe), "sum_parts": 4, "length": 64} | changes
     run = prepare(micro.config(inputs, folder, mesh=mesh, **options))
     state, _ = begin(run, print)
-    engine = Engine(run, [])
+    engine = Engine(run, [], judge=is_the_recipe)
     batches = training_batches(run.corpus.train, batch=4, length=64, seed=0)
     told = []
     for step in range(STEPS):
