@@ -105,9 +105,11 @@ def make_mesh(shape: MeshShape = MeshShape(), devices: Sequence[Any] | None = No
     """
     devices = jax.devices() if devices is None else devices
     if shape.size > len(devices):
+        simulated = f"XLA_FLAGS=--xla_force_host_platform_device_count={shape.size}"
+        on_cpu = f"; {simulated} simulates as many" if devices[0].platform == "cpu" else ""
         raise UsageError(
             f"--mesh {shape} needs {shape.size} devices, and there are {len(devices)} "
-            f"({devices[0].device_kind})"
+            f"({devices[0].device_kind}){on_cpu}"
         )
     chosen = devices[: shape.size]
     hosts = {device.process_index for device in devices}

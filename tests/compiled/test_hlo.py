@@ -54,6 +54,26 @@ def test_a_product_in_a_loop_counts_as_often_as_it_runs():
     assert product.flops == 5 * 2 * 8 * 2 * 4
 
 
+NAMELESS = """\
+HloModule example, is_scheduled=true
+
+ENTRY %main (a: bf16[8,4], b: bf16[4,2]) -> f32[8,2] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = bf16[4,2]{1,0} parameter(1)
+  %x = f32[8,4]{1,0} convert(%a), metadata={op_name="jit(f)/linear[head:dgrad]/convert"}
+  %w = f32[4,2]{1,0} convert(%b), metadata={op_name="jit(f)/linear[head:GEMM]/quantize[weight]/c"}
+  ROOT %dot.1 = f32[8,2]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+
+
+def test_a_product_without_a_name_belongs_where_both_its_operands_do():
+    (product,) = products(parse(NAMELESS.replace("GEMM", "dgrad")))
+    assert product.place == Place("head", "dgrad", None)
+    (product,) = products(parse(NAMELESS.replace("GEMM", "fprop")))
+    assert product.place is None
+
+
 def test_a_value_is_followed_out_of_a_fusion_and_round_a_loop():
     program = parse(LOOP)
     value = Value("fused", "p1")
