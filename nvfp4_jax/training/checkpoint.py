@@ -106,6 +106,9 @@ class Checkpoints:
             if jax.process_index() == 0:
                 seal(path)
                 path.rename(path.with_name(str(step)))
+                # Nothing is being written now. A save that failed may have left tasks of Orbax
+                # behind, which wrote on after its folder had been removed.
+                _clear(self._folder)
                 self._kept[step] = Aged(step, datetime.now(UTC))
                 self._make_room()
         except Exception as error:  # tensorstore raises what it likes for a full disk

@@ -225,10 +225,11 @@ def test_a_save_that_fails_in_the_background_is_told_and_costs_nothing(folder):
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert sorted(path.name for path in folder.iterdir()) == ["10", "5"]
+    assert checkpoint.steps(folder) == [10, 5]
+    (folder / "15.writing.orbax-checkpoint-tmp").mkdir(exist_ok=True)  # a task left behind may, too
     checkpoints.save(state(layout(4, 2)), 20, **ABOUT)
     checkpoints.wait()
-    assert checkpoint.steps(folder) == [20, 10]
+    assert sorted(path.name for path in folder.iterdir()) == ["10", "20"]
     gc.collect()  # they complain when they are collected: here, and in no other test
 
 
