@@ -80,12 +80,16 @@ class Checkpoints:
         """Begin to save, once the save before is done; returns when the arrays are copied.
 
         Raises:
-          StorageError: the save before failed.
+          StorageError: the save before failed, or this one has nowhere to go.
         """
         self.wait()
         path = (self._folder / f"{step}{WRITING}").absolute()
         about: Any = {"run": run, "position": position}
-        response = ocp.save_async(str(path), cast(Any, state), custom_metadata=about)
+        try:
+            with ocp.Context(async_options=_folders_first()):
+                response = ocp.save_async(str(path), cast(Any, state), custom_metadata=about)
+        except OSError as error:
+            raise self._failed(step, error) from error
         self._pending = self._background.submit(self._finish, response, path, step)
 
     def check(self) -> None:
@@ -112,9 +116,7 @@ class Checkpoints:
                 self._kept[step] = Aged(step, datetime.now(UTC))
                 self._make_room()
         except Exception as error:  # tensorstore raises what it likes for a full disk
-            if jax.process_index() == 0:
-                _clear(self._folder)
-            raise StorageError(self._failure(step, error)) from error
+            raise self._failed(step, error) from error
 
     def _make_room(self) -> None:
         """Delete what no policy keeps; renamed first, so that a half is never taken for whole."""
@@ -125,10 +127,14 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             del self._kept[step]
 
-    def _failure(self, step: int, error: Exception) -> str:
+    def _failed(self, step: int, error: Exception) -> StorageError:
+        """Remove what there is of a save; gives back the error that tells of it."""
+        if jax.process_index() == 0:
+            _clear(self._folder)
         kept = next(iter(steps(self._folder)), None)
         last = f"the last whole one is of step {kept}" if kept else "there is none before it"
-        return f"{self._folder / str(step)}: cannot save the checkpoint: {reason(error)}; {last}"
+        path = self._folder / str(step)
+        return StorageError(f"{path}: cannot save the checkpoint: {reason(error)}; {last}")
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -159,6 +165,16 @@ def describe(path: Path) -> Found:
 def load(found: Found, abstract: TrainState) -> TrainState:
     """The state of a checkpoint, laid out as `abstract` (shapes, dtypes, shardings) says."""
     return ocp.load(str(found.path.absolute()), cast(Any, abstract))
+
+
+def _folders_first() -> ocp.options.AsyncOptions:
+    """Among one process, make a checkpoint's folders before anything waits for them.
+
+    Where they cannot be made in the background, threads of Orbax wait for them all the same, and
+    hold up the end of the process, for five minutes. Several processes do not wait for threads
+    (`distributed.leaving_on_error`), and would have to meet while they train.
+    """
+    return ocp.options.AsyncOptions(create_directories_asynchronously=jax.process_count() > 1)
 
 
 def _age(path: Path) -> Aged:
