@@ -6,6 +6,9 @@ a library about precision is never what was meant.
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -30,6 +33,21 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     jax.config.update("jax_platforms", config.getoption("--platform"))
+    if sys.dont_write_bytecode:
+        _keep_bytecode(config)
+
+
+def _keep_bytecode(config):
+    """Let processes that tests start share compiled modules: to compile jax's takes 3 s each time.
+
+    Where Python was told to leave none beside the sources, they are kept elsewhere, for as long as
+    the tests run; workers of `-n` find it so already.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="bytecode-")
+    config.add_cleanup(folder.cleanup)
+    sys.dont_write_bytecode, sys.pycache_prefix = False, folder.name
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = folder.name
 
 
 def pytest_collection_modifyitems(config, items):
