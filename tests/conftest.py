@@ -26,6 +26,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """For modules that make no claim on what LLVM's optimizer leaves of the bits: without it.
+
+    XLA's own passes all run; to compile then takes about half the time. What was compiled so is
+    forgotten, lest the next module runs it.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
+
+
 def pytest_addoption(parser):
     """`--platform cuda` runs a suite on a GPU, such as tests/numerics before a release."""
     parser.addoption("--platform", default="cpu", help="where JAX computes (default: cpu)")

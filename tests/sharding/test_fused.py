@@ -1,10 +1,13 @@
-"""The fused kernels split over devices give what they give on one: what the definition gives."""
+"""The fused kernels split over devices give what they give on one: what the definition gives.
+
+The kernels are a stand-in, whose own bits are no claim of this file (`quick_to_compile`).
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,8 @@ from nvfp4_jax.kernels import (
 from nvfp4_jax.kernels.request import Request
 from tests.gemm.precisions import PAPER
 from tests.sharding import standin
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ROW = Quantizer()
 NOISY = Quantizer(rounding="stochastic")
@@ -88,60 +93,73 @@ def same(actual, expected):
         np.testing.assert_array_equal(a, b)
 
 
+@cache
+def defined(pair: tuple[Request, ...], shape: tuple[int, ...]):
+    """What the definition makes of a tensor."""
+    asked = requests(pair)
+    return jax.jit(lambda x: xla.to_operands(x, asked))(tensor(shape))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: " & ".join(str(r[0]) for r in pair))
 def test_one_device(on_a_gpu, pair, shape):
     x = tensor(shape)
     asked = requests(pair)
-    same(jax.jit(lambda x: fused.to_operands(x, asked))(x), xla.to_operands(x, asked))
+    same(jax.jit(lambda x: fused.to_operands(x, asked))(x), defined(pair, shape))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("pair", PAIRS[:3], ids=lambda pair: " & ".join(str(r[0]) for r in pair))
 def test_split_over_devices(on_a_gpu, pair, spec):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
-    x = tensor((128, 256))
     asked = requests(pair)
-    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    placed = jax.device_put(tensor((128, 256)), NamedSharding(mesh, spec))
     run = jax.jit(lambda x: fused.to_operands(x, asked))
-    result = run(placed)
-    same(result, xla.to_operands(x, asked))
+    same(run(placed), defined(pair, (128, 256)))
     assert "all-gather" not in run.lower(placed).compile().as_text()
+
+
+@cache
+def packed(asked_: tuple[Request], shape: tuple[int, ...]):
+    """What the definition keeps of a tensor."""
+    (asked,) = requests(asked_)
+    return jax.jit(lambda x: xla.to_packed(x, asked))(tensor(shape))
 
 
 @pytest.mark.parametrize("request_", [*PAIRS[0], *PAIRS[1], *PAIRS[2]], ids=lambda r: str(r[0]))
 def test_packed_and_unpacked(on_a_gpu, request_):
     x = tensor((64, 128))
     (asked,) = requests([request_])
-    kept, defined = jax.jit(lambda x: fused.to_packed(x, asked))(x), xla.to_packed(x, asked)
-    same(kept, defined)
-    same(fused.from_packed(kept), xla.to_operands(x, [asked])[0])
+    kept = jax.jit(lambda x: fused.to_packed(x, asked))(x)
+    same(kept, packed((request_,), x.shape))
+    same(fused.from_packed(kept), defined((request_,), x.shape)[0])
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_packed_over_devices(on_a_gpu, spec):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
-    x = tensor((128, 256))
-    (asked,) = requests([Request(ROTATED, -2)])
+    one = (Request(ROTATED, -2),)
+    (asked,) = requests(one)
 
     def there_and_back(x):
         kept = fused.to_packed(x, asked)
         return kept, fused.from_packed(kept)
 
     run = jax.jit(there_and_back)
-    placed = jax.device_put(x, NamedSharding(mesh, spec))
+    placed = jax.device_put(tensor((128, 256)), NamedSharding(mesh, spec))
     kept, operand = run(placed)
-    same(kept, xla.to_packed(x, asked))
-    same(operand, xla.to_operands(x, [asked])[0])
+    same(kept, packed(one, (128, 256)))
+    same(operand, defined(one, (128, 256))[0])
     assert "all-gather" not in run.lower(placed).compile().as_text()
 
 
 def test_examples_under_vmap_are_tensors_of_their_own(on_a_gpu):
     x = tensor((3, 32, 48))
     asked = requests(PAIRS[0])
-    mapped = jax.vmap(lambda x: fused.to_operands(x, asked))(x)
+    mapped = jax.jit(jax.vmap(lambda x: fused.to_operands(x, asked)))(x)
+    alone = jax.jit(lambda x: xla.to_operands(x, asked))
     for i in range(3):
-        same(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), xla.to_operands(x[i], asked))
+        same(jax.tree.map(lambda leaf, i=i: leaf[i], mapped), alone(x[i]))
 
 
 def linear(precision, implementation):
@@ -159,6 +177,12 @@ def arguments():
     return tensor((128, 96)), tensor((96, 64), jnp.float32), tensor((128, 64)) + tensor((128, 64))
 
 
+@cache
+def expected():
+    """What a linear gives, emulated, with `products_on_a_cpu`; packed residuals change no bit."""
+    return jax.jit(linear(PAPER, "xla"))(*arguments())
+
+
 def close(actual, expected, tolerance=2.0**-8):
     for a, b in zip(actual, expected, strict=True):
         a, b = (np.asarray(jax.device_get(v)).astype(np.float64) for v in (a, b))
@@ -167,30 +191,26 @@ def close(actual, expected, tolerance=2.0**-8):
 
 @pytest.mark.parametrize("residuals", ["bf16", "packed"])
 def test_a_linear_in_every_surrounding(on_a_gpu, products_on_a_cpu, residuals):
-    precision = replace(PAPER, residuals=residuals)
-    expected = jax.jit(linear(precision, "xla"))(*arguments())
-    run = linear(precision, "triton")
-    close(jax.jit(run)(*arguments()), expected)
-    close(jax.jit(jax.checkpoint(run))(*arguments()), expected)
+    run = linear(replace(PAPER, residuals=residuals), "triton")
+    close(jax.jit(run)(*arguments()), expected())
+    close(jax.jit(jax.checkpoint(run))(*arguments()), expected())
 
     def body(_, arrays):
         return None, run(*arrays)
 
     stacked = jax.tree.map(lambda a: jnp.stack([a, a]), arguments())
     _, scanned = jax.jit(lambda arrays: jax.lax.scan(body, None, arrays))(stacked)
-    close([leaf[1] for leaf in scanned], expected)
-    close([leaf[1] for leaf in jax.jit(jax.vmap(run))(*stacked)], expected)
+    close([leaf[1] for leaf in scanned], expected())
+    close([leaf[1] for leaf in jax.jit(jax.vmap(run))(*stacked)], expected())
 
 
 @pytest.mark.parametrize("specs", [(P("a"), P(None, "b")), (P("a", "b"), P("b")), (P(), P("a"))])
 def test_a_linear_split_over_devices(on_a_gpu, products_on_a_cpu, specs):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto, AxisType.Auto))
     x_spec, w_spec = (NamedSharding(mesh, spec) for spec in specs)
-    x, w, dy = arguments()
-    expected = jax.jit(linear(PAPER, "xla"))(x, w, dy)
     run = jax.jit(linear(PAPER, "triton"))
     dy_spec = NamedSharding(mesh, P("a"))
-    close(run(*map(jax.device_put, (x, w, dy), (x_spec, w_spec, dy_spec))), expected)
+    close(run(*map(jax.device_put, arguments(), (x_spec, w_spec, dy_spec))), expected())
 
 
 def test_a_shard_is_a_tensor_within_shard_map(on_a_gpu, products_on_a_cpu):
@@ -207,11 +227,11 @@ def test_a_shard_is_a_tensor_within_shard_map(on_a_gpu, products_on_a_cpu):
 
 def test_a_linear_on_explicit_axes(on_a_gpu, products_on_a_cpu):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Explicit, AxisType.Explicit))
-    expected = jax.jit(linear(PAPER, "xla"))(*arguments())
+    alone = expected()
     with jax.set_mesh(mesh):
         specs = (P("a"), P(None, "b"), P("a", "b"))
         placed = map(jax.device_put, arguments(), [NamedSharding(mesh, spec) for spec in specs])
-        close(jax.jit(linear(PAPER, "triton"))(*placed), expected)
+        close(jax.jit(linear(PAPER, "triton"))(*placed), alone)
 
 
 def test_partial_sums_travel_in_the_dtype_of_the_result(products_on_a_cpu):
