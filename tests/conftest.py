@@ -20,6 +20,9 @@ GPU_TESTS = Path(__file__).parent / "gpu"
 NEEDS = {"test_hopper_gemm.py": ((9, 0),), "test_blackwell.py": ((10, 0), (10, 3))}
 NOT_RUN = pytest.StashKey[int]()
 
+# These take half of the time, and come first: whichever worker is done early takes small ones.
+SLOWEST = (Path(__file__).parent / "slowest.txt").read_text().split()
+
 # A configuration and not XLA_FLAGS: processes that tests start should see a machine as it is.
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -46,6 +49,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.option.loadscopereorder = False  # of pytest-xdist: by the number of tests in a file
     jax.config.update("jax_platforms", config.getoption("--platform"))
     if sys.dont_write_bytecode:
         _keep_bytecode(config)
@@ -65,15 +69,24 @@ def _keep_bytecode(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """tests/gpu without its GPU: not run, and said so, since a skip reads like a pass."""
+    """The slowest first; and tests/gpu without its GPU: not run, and said so.
+
+    A skip would read like a pass.
+    """
     from nvfp4_jax.kernels.capability import capability  # not above: jaxtyping comes first
 
+    items.sort(key=_place)
     found = capability() if config.getoption("--platform") == "cuda" else None
     away = [item for item in items if _needs_another_gpu(item.path, found)]
     config.stash[NOT_RUN] = len(away)
     if away:
         config.hook.pytest_deselected(items=away)
         items[:] = [item for item in items if not _needs_another_gpu(item.path, found)]
+
+
+def _place(item) -> int:
+    name = "/".join(item.path.parts[-2:])
+    return SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
 
 
 def _needs_another_gpu(path, found) -> bool:
