@@ -65,24 +65,31 @@ def test_with_several_axes_and_a_batch():
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+def held(f, *arrays):
+    """The arrays that the backward pass of `f` holds, as shapes: nothing is compiled."""
+    return jax.tree.leaves(jax.eval_shape(lambda *arrays: jax.vjp(f, *arrays)[1], *arrays))
+
+
+def bits(array: jax.ShapeDtypeStruct) -> int:
+    return 8 * array.size * array.dtype.itemsize
+
+
 def kept(precision, lhs, rhs):
     """The arrays the backward pass holds, but for the weight's and the key."""
     dot_general = nvfp4.make_dot_general(precision, KEY)
-    _, vjp = jax.vjp(lambda lhs: dot_general(lhs, rhs, NUMBERS), lhs)
-    held = [x for x in jax.tree.leaves(vjp) if hasattr(x, "nbytes")]
-    return [x for x in held if x.shape[-1:] != rhs.shape[-1:] and x.size > 2]
+    arrays = held(lambda lhs: dot_general(lhs, rhs, NUMBERS), lhs)
+    return [x for x in arrays if x.shape[-1:] != rhs.shape[-1:] and x.size > 2]
 
 
 def test_packed_residuals_take_four_and_a_half_bits():
     lhs, rhs, _ = tensors(512, 256, 48)
     arrays = kept(replace(PAPER, residuals="packed"), lhs, rhs)
-    bits = 8 * sum(x.nbytes for x in arrays) / lhs.size
-    assert bits <= 4.6
-    assert 8 * sum(x.nbytes for x in kept(PAPER, lhs, rhs)) / lhs.size == 16
+    assert 4.5 <= sum(map(bits, arrays)) / lhs.size <= 4.6
+    assert sum(map(bits, kept(PAPER, lhs, rhs))) / lhs.size == 16
 
 
-@pytest.mark.parametrize(("residuals", "bits"), [("bf16", 16), ("packed", 4.6)])
-def test_rematerialization_can_keep_the_inputs_of_linears_alone(residuals, bits):
+@pytest.mark.parametrize(("residuals", "most"), [("bf16", 16), ("packed", 4.6)])
+def test_rematerialization_can_keep_the_inputs_of_linears_alone(residuals, most):
     """relu(x w)² w: the argument x, and what the two products keep, outlive the forward pass."""
     x, w, _ = tensors(512, 256, 256)
     precision = replace(PAPER, residuals=residuals)
@@ -93,9 +100,9 @@ def test_rematerialization_can_keep_the_inputs_of_linears_alone(residuals, bits)
         return dot_general(h, w, NUMBERS)
 
     policy = jax.checkpoint_policies.save_only_these_names(LINEAR_INPUT)
-    _, vjp = jax.vjp(jax.checkpoint(layer, policy=policy), x, w)
-    arrays = [leaf for leaf in jax.tree.leaves(vjp) if leaf.dtype != w.dtype and leaf.size > 2]
-    assert 8 * sum(leaf.nbytes for leaf in arrays) <= (16 + 2 * bits) * x.size
+    leaves = held(jax.checkpoint(layer, policy=policy), x, w)
+    arrays = [leaf for leaf in leaves if leaf.dtype != w.dtype and leaf.size > 2]
+    assert 2 * 4.5 * x.size < sum(map(bits, arrays)) <= (16 + 2 * most) * x.size
 
 
 def test_models_call_it_the_same():
