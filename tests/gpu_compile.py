@@ -54,7 +54,9 @@ def _process(gpu: str) -> ProcessPoolExecutor:
 
 
 def _on_a_cpu() -> None:
+    """And as `quick_to_compile`: what comes back is XLA's text of a program, which is the same."""
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def compile_for_h100(f: Callable, *arguments: jax.ShapeDtypeStruct) -> str:

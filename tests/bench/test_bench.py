@@ -24,6 +24,8 @@ from nvfp4_jax.training.bench_step import StepFigures, risen
 
 from ..training import micro
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROWS, COLUMNS_, SHAPE = 32, 64, (32, 16, 48)
 MODEL = micro.MODEL | {"pattern": "-"}  # the fewest layers that a step can have

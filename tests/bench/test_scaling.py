@@ -18,6 +18,8 @@ from nvfp4_jax.training.lone_step import LoneStep
 
 from ..training import micro
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:

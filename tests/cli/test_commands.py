@@ -18,6 +18,8 @@ from nvfp4_jax.training.errors import Interrupted
 
 from ..training import micro
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"]])
 def test_help_lists_the_commands(argv, capsys):

@@ -16,6 +16,8 @@ from tests.compiled.linear import NAME, compiled, compiled_here, problems, proof
 from tests.gemm.precisions import PAPER
 from tests.gpu_compile import in_process_of
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PACKED = dataclasses.replace(PAPER, residuals="packed")
 EXECUTORS = {
     None: {"XLA dot bf16", "XLA dot f32"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import nvfp4_jax as nvfp4
 from nvfp4_jax.compile_for import compile_for, mesh_of
@@ -13,6 +14,8 @@ from nvfp4_jax.compiled.proof import prove
 from nvfp4_jax.precision import GEMMS
 from tests.compiled.linear import NUMBERS
 from tests.gemm.precisions import PAPER
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 WIDTHS = {"blocks_3/attention/q": 128, "blocks_3/attention/k": 64, "blocks_3/attention/v": 64}
 TOKENS, FEATURES = 256, 128

@@ -14,6 +14,8 @@ from flax import nnx
 from nvfp4_jax import models
 from tests.models.small import build, run, tokens
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 SHAPES = {
     "hybrid": {},
     "rope and swiglu": {"positions": "rope", "mlp": "swiglu"},

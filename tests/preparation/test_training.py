@@ -20,6 +20,8 @@ from nvfp4_jax.training.metrics import read_lines
 from ..training import micro
 from .texts import prepared, write_folder
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 VOCABULARY, STEPS = 300, 4
 MODEL = {"pattern": "-", "hidden": 16, "ffn": 32}  # quick to compile
 

@@ -9,6 +9,8 @@ import pytest
 from nvfp4_jax.training.bench_step import bench_step
 from nvfp4_jax.training.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def test_figures_of_two_variants(tmp_path):
     shape = {"pattern": "----", "hidden": 16, "vocabulary": 256, "ffn": 32}

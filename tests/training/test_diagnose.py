@@ -15,6 +15,8 @@ from nvfp4_jax.training.state import initial_state
 
 from . import micro
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def parts(inputs, tmp_path_factory):

@@ -19,6 +19,8 @@ from nvfp4_jax.training.metrics import read_lines
 
 from . import micro
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def quiet() -> Console:
     return Console(file=io.StringIO())

@@ -21,6 +21,8 @@ from tests.gpu_compile import in_process_of
 
 from . import micro
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 EVERY_LAYER = """\
 [precision.paper.fprop]
 input  = { format = "nvfp4" }
@@ -38,6 +40,15 @@ precision = "paper"
 match = "**"
 precision = "bf16"
 """
+
+
+@pytest.fixture(scope="module")
+def small(inputs, tmp_path_factory) -> dict[str, str]:
+    """A model of one MLP, the quickest to compile, and the micro run's recipe for it."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "model.json").write_text(json.dumps(micro.MODEL | {"pattern": "-"}))
+    (folder / "recipe.toml").write_text(micro.RECIPE.replace("blocks_1", "blocks_0"))
+    return {name.split(".")[0]: str(folder / name) for name in ("model.json", "recipe.toml")}
 
 
 def unrounded(x, *_):
@@ -65,30 +76,31 @@ def test_a_run_tells_what_its_step_does_before_and_after_a_switch(inputs, tmp_pa
 
 
 def test_a_step_without_the_rounding_is_refused_and_nothing_is_written(
-    inputs, tmp_path, monkeypatch, capsys
+    inputs, small, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(rounding, "round_nearest", unrounded)
+    changes = small | {"compilation_cache": tmp_path / "run" / "cc"}
     with pytest.raises(SystemExit) as exit:
-        main(micro.command(inputs, tmp_path / "run", compilation_cache=tmp_path / "run" / "cc"))
+        main(micro.command(inputs, tmp_path / "run", **changes))
     message = capsys.readouterr().err
     assert exit.value.code == 2
-    assert "blocks_1/mlp/up fprop: input is not rounded to nvfp4's E2M1" in message
+    assert "blocks_0/mlp/up fprop: input is not rounded to nvfp4's E2M1" in message
     assert "--allow-fallback" in message
     assert "Traceback" not in message
     assert not [path for path in (tmp_path / "run").glob("*") if path.name != "cc"]
 
 
-def test_it_may_be_allowed(inputs, tmp_path, monkeypatch):
+def test_it_may_be_allowed(inputs, small, tmp_path, monkeypatch):
     monkeypatch.setattr(rounding, "round_nearest", unrounded)
-    changes = {"steps": 1, "eval_every": 9, "save_every": 9, "allow_fallback": True}
+    changes = {"steps": 1, "eval_every": 9, "save_every": 9, "allow_fallback": True} | small
     train(micro.config(inputs, tmp_path / "run", **changes), Console(file=io.StringIO()))
     report = json.loads((tmp_path / "run" / "compiled.json").read_text())
     assert any("not rounded" in line for line in report["summary"]["fallbacks"])
 
 
-def test_a_refused_run_leaves_no_folder(inputs, tmp_path, monkeypatch):
+def test_a_refused_run_leaves_no_folder(inputs, small, tmp_path, monkeypatch):
     monkeypatch.setattr(rounding, "round_nearest", unrounded)
-    config = micro.config(inputs, tmp_path / "run", compilation_cache=None)
+    config = micro.config(inputs, tmp_path / "run", compilation_cache=None, **small)
     with pytest.raises(ValueError, match="does not do what recipe says"):
         train(config, Console(file=io.StringIO()))
     assert not (tmp_path / "run").exists()
@@ -101,12 +113,12 @@ def test_a_misspelt_rule_is_an_error(inputs, tmp_path):
         prove_step(choose_model(str(inputs / "model.json")), load_recipe(path))
 
 
-def test_explain_shows_it_as_json(inputs, capsys):
-    model, recipe = str(inputs / "model.json"), str(inputs / "recipe.toml")
-    words = ["explain", "--compiled", "--model", model, "--recipe", recipe, "--length", "32"]
+def test_explain_shows_it_as_json(small, capsys):
+    files = ["--model", small["model"], "--recipe", small["recipe"]]
+    words = ["explain", "--compiled", *files, "--length", "32"]
     main([*words, "--batch", "4", "--microbatches", "2", "--remat", "block", "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert gemms(report)["blocks_1/mlp/up", "wgrad"] == "nvfp4 emulated"
+    assert gemms(report)["blocks_0/mlp/up", "wgrad"] == "nvfp4 emulated"
     assert sum(report["summary"]["share_by_format"].values()) == pytest.approx(1)
     assert report["implementation"].startswith("xla (triton needs an NVIDIA GPU")
 

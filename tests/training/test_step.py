@@ -22,6 +22,8 @@ from nvfp4_jax.training.state import abstract_model, assemble, flatten, initial_
 
 from . import micro
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def run(inputs, tmp_path_factory) -> Run:
