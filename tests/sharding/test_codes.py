@@ -96,12 +96,18 @@ def forward_and_backward(out_sharding=None):
     return run
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-def test_three_gemms_agree_up_to_the_order_of_sums(tensor, mode):
-    """Operands are equal to the bit; products may sum over devices in another order: n * 2^-24."""
+@pytest.fixture(scope="module")
+def on_one_device(tensor) -> tuple:
+    """x, w and dy, and what one device makes of them."""
     w = jax.random.normal(jax.random.key(1), (96, 80))
     dy = jax.random.normal(jax.random.key(2), (64, 80))
-    expected = forward_and_backward()(tensor, w, dy)
+    return (tensor, w, dy), forward_and_backward()(tensor, w, dy)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_three_gemms_agree_up_to_the_order_of_sums(on_one_device, mode):
+    """Operands are equal to the bit; products may sum over devices in another order: n * 2^-24."""
+    arrays, expected = on_one_device
     layouts = {
         "columns": (P("a", None), P(None, "b"), P("a", "b")),
         "fsdp": (P("a", None), P("a", None), P("a", None)),
@@ -111,7 +117,7 @@ def test_three_gemms_agree_up_to_the_order_of_sums(tensor, mode):
     for name, specs in layouts.items():
         placed = [
             jax.device_put(array, NamedSharding(mesh, spec))
-            for array, spec in zip((tensor, w, dy), specs, strict=True)
+            for array, spec in zip(arrays, specs, strict=True)
         ]
         asked = specs[2] if mode == AxisType.Explicit else None
         results = forward_and_backward(asked)(*placed)
