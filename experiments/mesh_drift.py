@@ -4,8 +4,8 @@ Claim: no more than the order of FP32 sums does. The first step's loss is that o
 1e-6, its gradients to 1e-5 of their norm; after 20 steps a run has drifted no farther from one
 device's than that has from itself when every weight begins one FP32 unit in the last place off.
 The same for a run that is saved on one mesh and continued on another. With its sums in one order
-(--sum-parts) a run does not drift at all, on meshes of data and fsdp.
-Command: python experiments/mesh_drift.py [--sum-parts 8]
+(--sum-parts, and --feature-parts for tensor) a run does not drift at all.
+Command: python experiments/mesh_drift.py [--sum-parts 8 --feature-parts 2]
 Cost: 25 minutes on two CPU cores, most of it compilation.
 Method: eight simulated CPU devices; a hybrid of 0.1 M parameters with a Mamba, an MLP and an
 attention block, NVFP4 as in the paper in every linear of the blocks, all of whose codes depend on
@@ -82,6 +82,7 @@ class Options:
     seeds: int = 5
     meshes: tuple[str, ...] | None = None
     sum_parts: int | None = None
+    feature_parts: int = 1
     folder: Path | None = None
 
 
@@ -92,6 +93,7 @@ class Setting:
     folder: Path
     recipe: str
     sum_parts: int | None
+    feature_parts: int
 
     @property
     def name(self) -> str:
@@ -108,12 +110,13 @@ def main(options: Options) -> None:
     (folder / "model.json").write_text(json.dumps(MODEL))
     (folder / "nvfp4.toml").write_text(RECIPE)
     settings = [
-        Setting(folder, recipe, options.sum_parts)
+        Setting(folder, recipe, options.sum_parts, options.feature_parts)
         for recipe in ("bf16", str(folder / "nvfp4.toml"))
     ]
     meshes = options.meshes
     if meshes is None:
-        meshes = MESHES + MORE if options.sum_parts is None else MESHES[:3]
+        ordered = MESHES if options.feature_parts > 1 else MESHES[:3]
+        meshes = MESHES + MORE if options.sum_parts is None else ordered
     head = f"{'mesh':30} {'recipe':6} {'loss':>8} {'gradients':>10}"
     print(f"{head}   drift after {STEPS} steps, by seed")
     for mesh in meshes:
@@ -122,10 +125,11 @@ def main(options: Options) -> None:
             drifts = [drift(setting, mesh, seed) for seed in range(options.seeds)]
             after = " ".join(f"{value:.2e}" for value in drifts)
             print(f"{mesh:30} {setting.name:6} {loss:8.1e} {gradients:10.1e}   {after}", flush=True)
+    last = meshes[-1] if options.feature_parts > 1 else MESHES[2]
     for setting in settings:
-        drifts = [continued(setting, *MESHES[1:3], seed) for seed in range(options.seeds)]
+        drifts = [continued(setting, MESHES[1], last, seed) for seed in range(options.seeds)]
         after = " ".join(f"{value:.2e}" for value in drifts)
-        print(f"{MESHES[1] + ', then ' + MESHES[2]:49} {setting.name:6}   {after}", flush=True)
+        print(f"{MESHES[1] + ', then ' + last:49} {setting.name:6}   {after}", flush=True)
     if options.sum_parts is None:
         print_control(settings, options.seeds)
 
@@ -147,6 +151,7 @@ def choices(setting: Setting, mesh: str | None, seed: int) -> TrainConfig:
         model=str(folder / "model.json"),
         recipe=setting.recipe,
         sum_parts=setting.sum_parts,
+        feature_parts=setting.feature_parts,
         seed=seed,
         mesh=mesh,
         steps=STEPS,

@@ -43,15 +43,22 @@ from jaxtyping import Array
 
 from nvfp4_jax.axes import explicit_mesh, run_automatic
 from nvfp4_jax.contraction import Dims, merge, merged_axes, operand_dims, restore
-from nvfp4_jax.honoured import check_arguments, check_gathered, check_parts, check_together
+from nvfp4_jax.honoured import (
+    check_arguments,
+    check_feature_parts,
+    check_gathered,
+    check_parts,
+    check_together,
+)
 from nvfp4_jax.kernels.request import Operand, Packed
 from nvfp4_jax.kernels.select import select
 from nvfp4_jax.operands import Scaled, Use, check_native, emulated, pack, prepare, scaled
+from nvfp4_jax.ordered_product import Cuts, multiply_apart, multiply_ordered
 from nvfp4_jax.precision import GEMMS, LinearPrecision
-from nvfp4_jax.product import multiply, multiply_parts, multiply_rows
+from nvfp4_jax.product import multiply
 from nvfp4_jax.residuals import Keep, Kept, kept_shardings, laid_out_packed, named, plan
 from nvfp4_jax.scopes import gemm_scope, quantize_scope
-from nvfp4_jax.together import linear_together
+from nvfp4_jax.together import FeatureParts, GemmCuts, gemm_cuts, linear_together
 
 DotGeneral = Callable[..., Array]
 
@@ -68,6 +75,7 @@ def make_dot_general(
     name: str | None = None,
     gathered: NamedSharding | None = None,
     together: bool = False,
+    feature_parts: FeatureParts | None = None,
 ) -> DotGeneral:
     """A `lax.dot_general` whose three GEMMs run in `linear_precision`.
 
@@ -99,12 +107,16 @@ def make_dot_general(
       together: under `jax.vmap` over the input alone, let the mapped parts be one batch: one
         tensor to every quantizer, with a gradient of the weight for each part; see `together`.
         The input is then kept as it is, and products are emulated.
+      feature_parts: under such a map, compute products in parts of the features in or out too,
+        and add parts up in pairs where a product contracts these: devices that share the weight
+        along that axis (tensor parallelism) then get one device's bits.
 
     Raises:
       ValueError: a key is needed and missing, or the implementation cannot run here or does not
         do a quantizer of this precision; `together` with packed residuals, `gathered`, or an
-        implementation that multiplies 4-bit codes. The returned function raises on arguments it
-        cannot honour: a `precision` other than the default, or operands that are not floats.
+        implementation that multiplies 4-bit codes; `feature_parts` without `together`. The
+        returned function raises on arguments it cannot honour: a `precision` other than the
+        default, operands that are not floats, or `feature_parts` that do not divide them.
     """
     if linear_precision.needs_key and key is None:
         raise ValueError(
@@ -115,6 +127,8 @@ def make_dot_general(
     check_native(linear_precision, implementation)
     if together:
         check_together(linear_precision, implementation, gathered)
+    elif feature_parts is not None:
+        raise ValueError(f"{feature_parts} is for together = True")
 
     def dot_general(
         lhs: Array,
@@ -133,7 +147,7 @@ def make_dot_general(
         call = _Call(linear_precision, numbers, dtype, implementation, sharding, name, gathered)
         check_native(linear_precision, implementation, matrix=not call.dims(lhs, rhs)[0].batch)
         if together:
-            return _together(call, lhs, rhs, key, weight_amax)
+            return _together(call, feature_parts, lhs, rhs, key, weight_amax)
         return _linear(call, lhs, rhs, key, weight_amax)
 
     return dot_general
@@ -183,7 +197,7 @@ def _forward(call, lhs, rhs, key, weight_amax):
 
 
 def _fprop(
-    call, keep: Keep, lhs, rhs, key, weight_amax, parts: int | None = None
+    call, keep: Keep, lhs, rhs, key, weight_amax, cuts: Cuts | None = None
 ) -> tuple[Array, Operand | Packed | None, Any]:
     """y = x w, and what is kept of x and w unless it is they themselves."""
     x_dims, w_dims = call.dims(lhs, rhs)
@@ -192,7 +206,7 @@ def _fprop(
     with gemm_scope(call.name, "fprop"):
         x_ready, *others = _ready(call, key, uses if keep.input == "operand" else uses[:1])
         w_ready, kept_w = _weight(call, key, keep, w, _rounded_dtype(lhs), weight_amax)
-        y = _multiply(x_ready, w_ready, call.dtype, call.implementation, parts)
+        y = _multiply(x_ready, w_ready, call.dtype, call.implementation, cuts)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
     kept_x = others[0].operand if others else None
     if keep.input == "packed":
@@ -238,49 +252,53 @@ def _backward(call, residuals, dy):
     return dx, dw, None, None
 
 
-def _together(call, lhs, rhs, key, weight_amax) -> Array:
+def _together(call, feature_parts: FeatureParts | None, lhs, rhs, key, weight_amax) -> Array:
     """The linear whose parts, if it is mapped over them, are one batch."""
-    rows, _ = call.dims(lhs, rhs)
+    rows, features = call.dims(lhs, rhs)
     if rows.batch or rows.free[:1] != (0,) or explicit_mesh(lhs, rhs) is not None:
         raise ValueError(
             f"together = True: the first axis of the input must be rows, with no batch axes and no "
             f"explicit mesh axes; this one has shape {lhs.shape} and numbers {call.numbers}"
         )
+    check_feature_parts(feature_parts, rhs.shape, features)
+
+    def cuts(parts: int | None) -> GemmCuts | None:
+        return None if parts is None else gemm_cuts(parts, feature_parts)
 
     def fprop(lhs, rhs, key, weight_amax, parts=None):
-        return _fprop(call, Keep(), lhs, rhs, key, weight_amax, parts)[0]
+        own = cuts(parts)
+        return _fprop(call, Keep(), lhs, rhs, key, weight_amax, own and own.fprop)[0]
 
     def gradients(lhs, rhs, dy, key, weight_amax, parts=None):
         kept = Kept(lhs, rhs, jax.typeof(lhs), jax.typeof(rhs))
-        features = call.numbers[0][0]
-        check_parts(call.precision, lhs.shape, features, parts or 1)
-        return _gradients(call, dy, kept, key, weight_amax, parts)
+        check_parts(call.precision, lhs.shape, call.numbers[0][0], parts or 1)
+        return _gradients(call, dy, kept, key, weight_amax, cuts(parts))
 
     return linear_together(fprop, gradients)(lhs, rhs, key, weight_amax)
 
 
 def _gradients(
-    call, dy, kept: Kept, key, weight_amax, parts: int | None = None
+    call, dy, kept: Kept, key, weight_amax, cuts: GemmCuts | None = None
 ) -> tuple[Array, Array]:
     x_dims, _ = call.dims(kept.lhs, kept.rhs)
     y = merge(dy, _product_dims(x_dims, dy.ndim))
     uses = [(DGRAD_GRAD, y), (WGRAD_GRAD, y.swapped())]
     with gemm_scope(call.name, "dgrad"):
         dy_dgrad, dy_wgrad = _ready(call, key, uses, _rounded_dtype(kept.lhs))
-        dx = _dgrad(call, dy_dgrad, kept, key, weight_amax, parts)
+        dx = _dgrad(call, dy_dgrad, kept, key, weight_amax, cuts and cuts.dgrad)
     with gemm_scope(call.name, "wgrad"):
-        dw = _wgrad(call, dy_wgrad, kept, key, parts)
+        dw = _wgrad(call, dy_wgrad, kept, key, cuts and cuts.wgrad)
     return dx, dw
 
 
-def _multiply(a: Scaled, b: Scaled, dtype, implementation, parts: int | None) -> Array:
+def _multiply(a: Scaled, b: Scaled, dtype, implementation, cuts: Cuts | None) -> Array:
     """Rows times a weight; in parts, each as one product of its own size."""
-    if parts is None:
+    if cuts is None:
         return multiply(a, b, dtype, implementation)
-    return multiply_rows(a, b, parts, dtype, implementation)
+    return multiply_ordered(a, b, cuts, dtype)
 
 
-def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax, parts: int | None) -> Array:
+def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax, cuts: Cuts | None) -> Array:
     x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
     if isinstance(kept.weight, Packed):
         w_ready = _unpacked(call, merged_axes(w_dims).swapped(), kept.weight)
@@ -289,11 +307,11 @@ def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax, parts: int | None) ->
     else:
         uses = [(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())]
         (w_ready,) = _ready(call, key, uses, _rounded_dtype(kept.lhs), weight_amax)
-    dx = _multiply(dy, w_ready, kept.lhs.dtype, call.implementation, parts)
+    dx = _multiply(dy, w_ready, kept.lhs.dtype, call.implementation, cuts)
     return restore(dx, kept.lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
 
 
-def _wgrad(call, dy: Scaled, kept: Kept, key, parts: int | None) -> Array:
+def _wgrad(call, dy: Scaled, kept: Kept, key, cuts: Cuts | None) -> Array:
     x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
     x = merged_axes(x_dims).swapped()
     if isinstance(kept.input, Packed):
@@ -304,8 +322,8 @@ def _wgrad(call, dy: Scaled, kept: Kept, key, parts: int | None) -> Array:
     else:
         (x_ready,) = _ready(call, key, [(WGRAD_INPUT, merge(kept.input, x_dims).swapped())])
     order = (*w_dims.batch, *w_dims.contract, *w_dims.free)
-    if parts is not None:
-        dw = multiply_parts(x_ready, dy, parts, kept.rhs.dtype, call.implementation)
+    if cuts is not None:
+        dw = multiply_apart(x_ready, dy, cuts, kept.rhs.dtype)
         return jax.vmap(lambda part: restore(part, kept.rhs.shape, order))(dw)
     dw = multiply(x_ready, dy, kept.rhs.dtype, call.implementation)
     return restore(dw, kept.rhs.shape, order)

@@ -11,8 +11,10 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from nvfp4_jax.axes import explicit_mesh
+from nvfp4_jax.contraction import Dims
 from nvfp4_jax.operands import emulated
 from nvfp4_jax.precision import GEMMS, LinearPrecision, rotation
+from nvfp4_jax.together import FeatureParts
 
 
 def check_together(
@@ -41,6 +43,21 @@ def check_parts(
         raise ValueError(
             f"together = True: {tokens} tokens in {parts} parts; each must be whole rotations of "
             f"{block} tokens"
+        )
+
+
+def check_feature_parts(
+    feature_parts: FeatureParts | None, shape: tuple[int, ...], weight: Dims
+) -> None:
+    """Parts of a weight's features: equal, and a power of two of them, to add up in pairs."""
+    if feature_parts is None:
+        return
+    axes = weight.contract if feature_parts.axis == "in" else weight.free
+    features, parts = math.prod(shape[axis] for axis in axes), feature_parts.parts
+    if parts < 1 or parts & (parts - 1) or features % parts:
+        raise ValueError(
+            f"{feature_parts}: give a power of two that divides the {features} features "
+            f"{feature_parts.axis} of this weight of shape {shape}"
         )
 
 

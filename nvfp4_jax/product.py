@@ -7,7 +7,6 @@ ride in bf16, so they multiply the FP32 sum: y = ((a b) s_a) s_b, rounded once a
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from nvfp4_jax.contraction import Axes, Merged, product_numbers
+from nvfp4_jax.contraction import Merged, product_numbers
 from nvfp4_jax.kernels.blocks import pad_to
 from nvfp4_jax.kernels.request import Native
 from nvfp4_jax.kernels.select import select, select_native
@@ -36,52 +35,6 @@ def multiply(a: Scaled, b: Scaled, dtype: DTypeLike, implementation: str | None)
     for scale in scales:
         y = y * scale
     return y.astype(dtype)
-
-
-def multiply_parts(
-    a: Scaled, b: Scaled, parts: int, dtype: DTypeLike, implementation: str | None
-) -> Array:
-    """The product of two matrices, each of `parts` equal stretches of the contraction alone.
-
-    Returns:
-      (parts, a's free axis, b's); their sum is the product but for the order of its sums.
-    """
-    one, other = (_cut(operand, "contract", parts) for operand in (a, b))
-    return multiply(one, other, dtype, implementation)
-
-
-def multiply_rows(
-    a: Scaled, b: Scaled, parts: int, dtype: DTypeLike, implementation: str | None
-) -> Array:
-    """The product of two matrices, computed for each of `parts` equal stretches of a's rows alone.
-
-    A matrix product's order of sums depends on its sizes: a row at the edge of a tile is added up
-    otherwise than one inside. Products of one size, however many, do not.
-
-    Returns:
-      (a's free axis, b's).
-    """
-    rows, weight = _cut(a, "rows", parts), _matrix(b)
-    copies = jnp.broadcast_to(weight.array, (parts, *weight.array.shape))
-    each = Scaled(Merged(copies, Axes(0, weight.contract + 1)), b.scale)
-    y = multiply(rows, each, dtype, implementation)
-    return y.reshape(-1, y.shape[-1])
-
-
-def _cut(operand: Scaled, along: Literal["contract", "rows"], parts: int) -> Scaled:
-    """The operand in equal parts along an axis, on a new first axis."""
-    matrix = _matrix(operand)
-    axis = matrix.contract if along == "contract" else 1 - matrix.contract
-    shape = matrix.array.shape
-    cut = matrix.array.reshape(*shape[:axis], parts, -1, *shape[axis + 1 :])
-    return Scaled(Merged(jnp.moveaxis(cut, axis, 0), Axes(0, matrix.contract + 1)), operand.scale)
-
-
-def _matrix(operand: Scaled) -> Merged:
-    """The bf16 matrix that make_dot_general has seen to it that this is."""
-    assert isinstance(operand.merged, Merged)
-    assert operand.merged.batch is None
-    return operand.merged
 
 
 def _native(a, b, scales, dtype: DTypeLike, implementation: str | None) -> Array:

@@ -10,19 +10,57 @@ weight's gradient is summed over tokens:
 
 The sum of all dw[p] is the whole batch's dw but for the order of its FP32 sums; and that order is
 then the caller's to choose (see `training.ordered`).
+
+The weight's features, in or out, may be cut in parts besides (`FeatureParts`), as tensor
+parallelism cuts them: whichever GEMM contracts them adds up parts in pairs. Which axis of which
+GEMM that is:
+
+    features    Fprop  x w       Dgrad  dy wᵀ    Wgrad  xᵀ dy
+    in          contracted       columns         rows
+    out         columns          contracted      columns
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
+from nvfp4_jax.ordered_product import Cuts
+
 Fprop = Callable[..., Array]
 Gradients = Callable[..., tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
+class FeatureParts:
+    """Equal parts, a power of two, of a weight's features `in` or `out`."""
+
+    axis: Literal["in", "out"]
+    parts: int
+
+
+class GemmCuts(NamedTuple):
+    """How each GEMM of a linear is cut."""
+
+    fprop: Cuts
+    dgrad: Cuts
+    wgrad: Cuts
+
+
+def gemm_cuts(parts: int, features: FeatureParts | None) -> GemmCuts:
+    """The table above, with rows (Fprop, Dgrad) and tokens (Wgrad) in `parts`."""
+    n = 1 if features is None else features.parts
+    inward, outward = (n, 1) if features is not None and features.axis == "in" else (1, n)
+    return GemmCuts(
+        fprop=Cuts(rows=parts, columns=outward, sums=inward),
+        dgrad=Cuts(rows=parts, columns=inward, sums=outward),
+        wgrad=Cuts(rows=inward, columns=outward, sums=parts),
+    )
 
 
 def linear_together(fprop: Fprop, gradients: Gradients) -> Fprop:

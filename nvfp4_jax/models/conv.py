@@ -25,7 +25,7 @@ from jax.typing import DTypeLike
 
 from nvfp4_jax.models.initialization import conv_uniform
 from nvfp4_jax.models.product import accumulator
-from nvfp4_jax.models.target import Implementation, choose
+from nvfp4_jax.models.target import Implementation, choose, rounded
 
 
 class CausalConv(nnx.Module):
@@ -161,13 +161,13 @@ _conv_silu.defvjp(_forward, _backward)
 def causal_conv(x: Array, weight: Array, segment_ids: Array | None = None) -> Array:
     """The sum above, without bias and SiLU: x (batch, length, channels), weight as above."""
     width = weight.shape[0]
-    total = x * weight[None, None, -1]
+    total = rounded(rounded(x) * weight[None, None, -1])
     for distance in range(1, width):
         past = _shift(x, distance)
         if segment_ids is not None:
             same = _shift(segment_ids, distance) == segment_ids
             past = jnp.where(same[..., None], past, 0)
-        total += past * weight[None, None, -1 - distance]
+        total += rounded(rounded(past) * weight[None, None, -1 - distance])
     return total
 
 

@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from nvfp4_jax.models.product import accumulator
-from nvfp4_jax.models.target import Implementation, choose
+from nvfp4_jax.models.target import Implementation, choose, rounded
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -29,14 +29,14 @@ def _normalize(x: Array, eps: float) -> Array:
 
 
 def _forward(x: Array, eps: float) -> tuple[Array, tuple[Array, Array]]:
-    scale = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    scale = lax.rsqrt(jnp.mean(rounded(jnp.square(x)), axis=-1, keepdims=True) + eps)
     return x * scale, (x, scale)
 
 
 def _backward(eps: float, kept: tuple[Array, Array], dy: Array) -> tuple[Array]:
     x, scale = kept
-    along = jnp.mean(dy * x, axis=-1, keepdims=True)
-    return (dy * scale - x * (scale**3 * along),)
+    along = jnp.mean(rounded(dy * x), axis=-1, keepdims=True)
+    return (rounded(dy * scale) - rounded(x * (scale**3 * along)),)
 
 
 _normalize.defvjp(_forward, _backward)

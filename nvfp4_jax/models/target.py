@@ -65,6 +65,15 @@ def plain_operations() -> Iterator[None]:
         _plain.reset(token)
 
 
+def rounded(x: jax.Array) -> jax.Array:
+    """x; under `plain_operations`, and forward and backward, as it is before it is read.
+
+    A product that is fused with the sum that reads it is rounded with it, once (FMA). Whether it is
+    fused depends on shapes, and so on the mesh.
+    """
+    return jax.lax.optimization_barrier(x) if _plain.get() else x
+
+
 def choose(
     implementation: Implementation | None, obstacle: Callable[[], str | None]
 ) -> Implementation:

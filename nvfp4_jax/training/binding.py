@@ -29,11 +29,13 @@ from nvfp4_jax.quantizer import Quantizer
 from nvfp4_jax.recipe import Recipe, linear_layers
 from nvfp4_jax.residuals import weight_packs
 from nvfp4_jax.scopes import joined
+from nvfp4_jax.together import FeatureParts
 
 _BLOCK = re.compile(r"/(\d+)/")  # a block's number, which a recipe's paths write blocks_3
 Table = tuple[tuple[str, LinearPrecision], ...]
 Amaxes = dict[str, jax.Array]
 Gathered = Callable[[str, tuple[int, ...]], NamedSharding | None]
+Features = Callable[[str], FeatureParts | None]
 Bind = Callable[[Any, tuple[int, ...], jax.Array | None], None]
 
 
@@ -92,7 +94,7 @@ def make_bind(
     key: jax.Array,
     amaxes: Amaxes | None = None,
     gathered: Gathered | None = None,
-    together: bool = False,
+    together: Features | None = None,
 ) -> Bind:
     """The callback that `models.apply_blocks` calls with each block about to run.
 
@@ -102,7 +104,8 @@ def make_bind(
       amaxes: of the weights, from `weight_amaxes`; left out, each product finds its own.
       gathered: how a weight (its parameter's path, its shape) is to lie when it is multiplied, if
         it is to travel packed; see `make_dot_general`.
-      together: whether what `jax.vmap` maps over is one batch; likewise.
+      together: given where what `jax.vmap` maps over is one batch: how the features of a weight
+        (its parameter's path) are cut in parts; likewise.
     """
     precisions = dict(table)
 
@@ -114,7 +117,17 @@ def make_bind(
             path = f"blocks/{indices[0]}/{name}/kernel"
             layout = gathered(path, linear.kernel.shape) if gathered else None
             precision = precisions[paths[0]]
-            bind_linear(linear, precision, folded, amax, joined(paths), layout, together)
+            features = together and together(path)
+            bind_linear(
+                linear,
+                precision,
+                folded,
+                amax,
+                joined(paths),
+                layout,
+                together is not None,
+                features,
+            )
 
     return bind
 
@@ -127,6 +140,7 @@ def bind_linear(
     name: str | None = None,
     gathered: NamedSharding | None = None,
     together: bool = False,
+    feature_parts: FeatureParts | None = None,
 ) -> None:
     """Let `linear` multiply in `precision`, drawing from `key` if it draws at all.
 
@@ -140,6 +154,7 @@ def bind_linear(
         name=name,
         gathered=gathered,
         together=together,
+        feature_parts=feature_parts,
     )
 
 

@@ -18,6 +18,7 @@ DECISIVE = (
     "length",
     "microbatches",
     "sum_parts",
+    "feature_parts",
     "learning_rate",
     "warmup",
     "decay_fraction",
@@ -44,6 +45,8 @@ class TrainConfig:
       decay_fraction: Share of the run, at its end, in which the learning rate decays.
       sum_parts: Add up gradients over the batch in this many parts and in one order (a power of
         two), so that on CPUs every mesh of data x fsdp that divides it trains to the same bits.
+      feature_parts: With --sum-parts: compute products in this many parts of the features inside a
+        layer too (a power of two), so that meshes with as much tensor train to the same bits.
       save_every: Steps between checkpoints; there is always one at the end.
       keep: Newest checkpoints kept.
       keep_every: Checkpoints kept besides, for good: every so many steps (1000) or hours (6h).
@@ -81,6 +84,7 @@ class TrainConfig:
     length: int = 256
     microbatches: int = 1
     sum_parts: int | None = None
+    feature_parts: int = 1
     learning_rate: float = 3e-3
     warmup: int | None = None
     decay_fraction: float = 0.2

@@ -25,7 +25,7 @@ from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.mesh import MeshShape, make_mesh, parse_mesh
 from nvfp4_jax.training.model_choice import check_vocabulary, choose_model, describe_model
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
-from nvfp4_jax.training.ordered import check_parts
+from nvfp4_jax.training.parts import check_parts
 from nvfp4_jax.training.sharding import gathered_sharding
 from nvfp4_jax.training.state import abstract_model
 from nvfp4_jax.training.step import Program
@@ -107,7 +107,7 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
     check_vocabulary(model_config, config.model, corpus)
     model = abstract_model(model_config)
     phases = find_phases(recipe, model, model_config.num_blocks, config.steps)
-    check_parts(config, shape, (phase.table for phase in phases))
+    check_parts(config, shape, model, (phase.table for phase in phases))
     _refuse_to_pack_nothing(config, model, phases, mesh)
     _refuse_to_do_nothing(recipe, phases, config)
     return Run(
@@ -122,6 +122,7 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
             mesh=mesh if mesh.size > 1 or config.sum_parts else None,
             gather_packed=config.sum_parts is None and gathers_packed(config.gather, mesh),
             sum_parts=config.sum_parts,
+            feature_parts=config.feature_parts,
         ),
         model=model,
         phases=phases,

@@ -63,11 +63,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return sharding(mesh, "microbatch", "batch", "length")
 
 
-def constrain(mesh: Mesh) -> Callable[[jax.Array, tuple[str, ...]], jax.Array]:
+def constrain(
+    mesh: Mesh, activations: dict[str, tuple[str, ...]] = ACTIVATIONS
+) -> Callable[[jax.Array, tuple[str, ...]], jax.Array]:
     """What `models.place` means on this mesh: a layout for the compiler to keep to."""
 
     def rule(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-        entries = (_dividing(mesh, ACTIVATIONS[a], n) for a, n in zip(axes, x.shape, strict=True))
+        entries = (_dividing(mesh, activations[a], n) for a, n in zip(axes, x.shape, strict=True))
         layout = NamedSharding(mesh, PartitionSpec(*entries))
         return jax.lax.with_sharding_constraint(x, layout)
 
@@ -87,8 +89,8 @@ def laid_out(mesh: Mesh | None) -> Iterator[None]:
 
 def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
     """How the parameter of this path (`blocks/0/mlp/up/kernel`) and its moments are laid out."""
-    axes = next((a for glob, a in PARAMETERS.items() if fnmatch.fnmatchcase(path, glob)), None)
-    if axes is None:
+    axes = _axes(path)
+    if not axes:
         return NamedSharding(mesh, PartitionSpec())
     entries = [[n] if _shares(mesh, [n], size) else [] for n, size in _tensor_first(axes, shape)]
     _store(mesh, entries, axes, shape)
@@ -103,6 +105,12 @@ def gathered_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSha
         return None
     kept = (tuple(name for name in names if name != "fsdp") or None for names in entries)
     return NamedSharding(mesh, PartitionSpec(*kept))
+
+
+def feature_axis(path: str) -> int | None:
+    """Which axis of this parameter is the features inside a layer, which `tensor` cuts."""
+    axes = _axes(path)
+    return axes.index("features") if "features" in axes else None
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
@@ -131,6 +139,10 @@ def rows_here(mesh: Mesh, batch: int, microbatches: int = 1) -> np.ndarray:
     slices = layout.addressable_devices_indices_map((microbatches, rows)).values()
     numbers = np.arange(batch).reshape(microbatches, rows)
     return np.unique(np.concatenate([numbers[index].reshape(-1) for index in slices]))
+
+
+def _axes(path: str) -> tuple[str, ...]:
+    return next((a for glob, a in PARAMETERS.items() if fnmatch.fnmatchcase(path, glob)), ())
 
 
 def _tensor_first(axes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, int]]:

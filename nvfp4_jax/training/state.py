@@ -54,7 +54,7 @@ def initial_state(
     return TrainState(parameters, optimizer.init(parameters), *zero)
 
 
-def abstract_model(config: models.HybridConfig, dtype: Any = jnp.bfloat16) -> nnx.Module:
+def abstract_model(config: models.HybridConfig, dtype: Any = jnp.bfloat16) -> models.Hybrid:
     """The model with shapes for arrays: any size in no memory."""
     return nnx.eval_shape(lambda: models.Hybrid(config, rngs=nnx.Rngs(0), dtype=dtype))
 

@@ -29,6 +29,7 @@ from nvfp4_jax import models
 from nvfp4_jax.keys import layer_key
 from nvfp4_jax.training.binding import (
     Amaxes,
+    Features,
     Gathered,
     Table,
     bind_linear,
@@ -38,7 +39,7 @@ from nvfp4_jax.training.binding import (
 )
 from nvfp4_jax.training.gathering import embed
 from nvfp4_jax.training.loss import LOGITS_IN_MEMORY, cross_entropy_sum
-from nvfp4_jax.training.ordered import ordered_gradients, whole
+from nvfp4_jax.training.ordered import feature_parts, ordered_gradients, whole
 from nvfp4_jax.training.sharding import gathered_sharding, laid_out, parameter_sharding
 from nvfp4_jax.training.state import Parameters, TrainState, assemble
 
@@ -57,6 +58,7 @@ class Program:
       mesh: the devices that share the work; None for one.
       gather_packed: whether quantized weights stored in parts travel as codes.
       sum_parts: of a microbatch, whose gradients are added in one order; None for any order.
+      feature_parts: of the features inside a layer, likewise; with `sum_parts` alone.
     """
 
     config: models.HybridConfig
@@ -66,6 +68,7 @@ class Program:
     mesh: Mesh | None = None
     gather_packed: bool = False
     sum_parts: int | None = None
+    feature_parts: int = 1
 
 
 class Measured(NamedTuple):
@@ -93,7 +96,7 @@ def loss_sum(
         model,
         _embedded(program, model, batch["tokens"]),
         batch["segment_ids"],
-        bind=make_bind(table, key, amaxes, _gathered(program), program.sum_parts is not None),
+        bind=make_bind(table, key, amaxes, _gathered(program), _features(program)),
         repeats=repeats,
         remat=program.remat,
     )
@@ -131,6 +134,12 @@ def _gathered(program: Program) -> Gathered | None:
     if program.mesh is None or not program.gather_packed:
         return None
     return partial(gathered_sharding, program.mesh)
+
+
+def _features(program: Program) -> Features | None:
+    if program.sum_parts is None:
+        return None
+    return partial(feature_parts, parts=program.feature_parts)
 
 
 def _function_of(linear: nnx.Linear) -> tuple[Callable[[Any, jax.Array], jax.Array], nnx.State]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from nvfp4_jax.dot_general import make_dot_general
 from nvfp4_jax.precision import Gemm, LinearPrecision
 from nvfp4_jax.quantizer import Quantizer
+from nvfp4_jax.together import FeatureParts
 
 NUMBERS = (((2,), (0,)), ((), ()))
 GRAD = Quantizer("nvfp4", rounding="stochastic")
@@ -81,6 +84,32 @@ def test_parts_do_not_depend_on_how_many_there_are_but_for_the_amax():
         assert (four[:2] == two).all()
 
 
+@pytest.mark.parametrize("axis", ["in", "out"])
+def test_features_in_parts_are_the_same_product(axis):
+    """In NVFP4, whose products are exact in FP32, to the bit; no order of sums shows."""
+    x, w, dy = arrays()
+
+    def run(feature_parts, x, dy):
+        return pulled(PAPER, x, w, dy, together=True, feature_parts=feature_parts)
+
+    @jax.jit
+    def both(x, dy):
+        return [jax.vmap(partial(run, cut))(x, dy) for cut in (FeatureParts(axis, 4), None)]
+
+    for own, plain in zip(*both(x, dy), strict=True):
+        assert (own == plain).all()
+
+
+def test_parts_of_features_are_added_in_pairs():
+    """(2^12 + e) + (e - 2^12) is e in FP32, where the first half loses its e; otherwise it is 0."""
+    tiny = 2.0**-12
+    x = jnp.array([[[[4096, tiny, tiny, -4096]]]], jnp.bfloat16)
+    w, halves = jnp.ones((4, 1), jnp.float32), FeatureParts("in", 2)
+    product = make_dot_general(LinearPrecision(), together=True, feature_parts=halves)
+    y = jax.vmap(lambda x: product(x, w, NUMBERS, preferred_element_type=jnp.float32))(x)
+    assert float(y[0, 0, 0, 0]) == tiny
+
+
 def test_alone_it_is_the_linear_itself():
     x, w, dy = arrays()
     for own, plain in zip(
@@ -97,6 +126,11 @@ def test_what_cannot_be_together_is_refused():
     weights = jnp.stack([w] * PARTS)
     with pytest.raises(ValueError, match="map over the input alone"):
         jax.vmap(lambda x, w: pulled(PAPER, x, w, dy[0], together=True)[0])(x, weights)
+    with pytest.raises(ValueError, match="for together = True"):
+        make_dot_general(PAPER, KEY, feature_parts=FeatureParts("in", 2))
+    thirds = make_dot_general(PAPER, KEY, together=True, feature_parts=FeatureParts("out", 3))
+    with pytest.raises(ValueError, match="power of two that divides the 48 features out"):
+        thirds(x[0], w, NUMBERS)
     short = x[:, :, :5], dy[:, :, :5]
     with pytest.raises(ValueError, match="whole rotations of 16 tokens"):
         jax.vmap(lambda x, dy: pulled(PAPER, x, w, dy, together=True)[2])(*short)
