@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
 
 import jax
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from nvfp4_jax.compile_for import mesh_of
 from nvfp4_jax.gpus import find_gpu
 from nvfp4_jax.planning.candidate import Candidate, Job
 from nvfp4_jax.planning.forecast import Forecast, foretell
 from nvfp4_jax.planning.machine import Machine, machine_of
 from nvfp4_jax.planning.memory import usable
 from nvfp4_jax.planning.options import Plan
+from nvfp4_jax.planning.progress import progress
 from nvfp4_jax.planning.report import as_json, as_text
 from nvfp4_jax.planning.search import best_of_each_mesh, candidates, meshes_of, ranked
-from nvfp4_jax.planning.step import CompiledStep, compile_step
+from nvfp4_jax.planning.step import compile_step
 from nvfp4_jax.recipe import load_recipe
 from nvfp4_jax.training.config import at_least, check_microbatches
 from nvfp4_jax.training.errors import UsageError
@@ -43,11 +42,11 @@ def plan(options: Plan) -> None:
 def foresee(options: Plan, console: Console) -> Forecast:
     """The forecast of the mesh that was given, or of the best that fits."""
     job, machine = _checked(options)
-    with _progress(console) as say:
+    with progress(console) as say:
         tried: list[Forecast] = []
         for candidate in _candidates(options, job, machine):
             say(f"compiling for {candidate.mesh.size} x {job.gpu.kind}: {candidate}")
-            step = _compiled(job, candidate)
+            step = compile_step(job, candidate)
             say("reading the program")
             tried.append(foretell(job, candidate, machine, step))
             if tried[-1].fits:
@@ -68,6 +67,10 @@ def _checked(options: Plan) -> tuple[Job, Machine]:
         gpu = find_gpu(options.gpu)
     except ValueError as error:
         raise UsageError(f"--gpu {options.gpu}: {error}") from None
+    try:
+        mesh_of(gpu)
+    except ValueError as error:  # no compiler for CUDA: said before minutes of search and tracing
+        raise UsageError(str(error)) from None
     job = Job(
         options.model,
         choose_model(options.model),
@@ -111,32 +114,3 @@ def _mesh(options: Plan) -> MeshShape:
     check_microbatches(shape)
     check_mesh(mesh, shape)
     return mesh
-
-
-def _compiled(job: Job, candidate: Candidate) -> CompiledStep:
-    try:
-        return compile_step(job, candidate)
-    except ValueError as error:  # no compiler for CUDA
-        raise UsageError(str(error)) from None
-
-
-@contextlib.contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str], None]]:
-    """While open: what is being done, with a clock in a terminal, a line each anywhere else."""
-    columns = (
-        SpinnerColumn(finished_text=" "),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-
-        def say(message: str) -> None:
-            for task in bar.task_ids:
-                bar.update(task, total=1, completed=1)
-            bar.add_task(message, total=None)
-            if not console.is_terminal:
-                console.print(message, highlight=False, markup=False)
-
-        yield say
-        for task in bar.task_ids:
-            bar.update(task, total=1, completed=1)
