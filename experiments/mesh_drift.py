@@ -82,7 +82,7 @@ class Options:
     seeds: int = 5
     meshes: tuple[str, ...] | None = None
     sum_parts: int | None = None
-    feature_parts: int = 1
+    feature_parts: int | None = None
     folder: Path | None = None
 
 
@@ -93,7 +93,7 @@ class Setting:
     folder: Path
     recipe: str
     sum_parts: int | None
-    feature_parts: int
+    feature_parts: int | None
 
     @property
     def name(self) -> str:
@@ -115,7 +115,7 @@ def main(options: Options) -> None:
     ]
     meshes = options.meshes
     if meshes is None:
-        ordered = MESHES if options.feature_parts > 1 else MESHES[:3]
+        ordered = MESHES if options.feature_parts else MESHES[:3]
         meshes = MESHES + MORE if options.sum_parts is None else ordered
     head = f"{'mesh':30} {'recipe':6} {'loss':>8} {'gradients':>10}"
     print(f"{head}   drift after {STEPS} steps, by seed")
@@ -125,7 +125,7 @@ def main(options: Options) -> None:
             drifts = [drift(setting, mesh, seed) for seed in range(options.seeds)]
             after = " ".join(f"{value:.2e}" for value in drifts)
             print(f"{mesh:30} {setting.name:6} {loss:8.1e} {gradients:10.1e}   {after}", flush=True)
-    last = meshes[-1] if options.feature_parts > 1 else MESHES[2]
+    last = meshes[-1] if options.feature_parts else MESHES[2]
     for setting in settings:
         drifts = [continued(setting, MESHES[1], last, seed) for seed in range(options.seeds)]
         after = " ".join(f"{value:.2e}" for value in drifts)

@@ -84,7 +84,7 @@ class TrainConfig:
     length: int = 256
     microbatches: int = 1
     sum_parts: int | None = None
-    feature_parts: int = 1
+    feature_parts: int | None = None
     learning_rate: float = 3e-3
     warmup: int | None = None
     decay_fraction: float = 0.2

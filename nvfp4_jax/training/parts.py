@@ -26,7 +26,7 @@ def check_parts(config: Any, mesh: MeshShape, model: Hybrid, tables: Iterable[Ta
     """
     parts = config.sum_parts
     if parts is None:
-        if config.feature_parts != 1:
+        if config.feature_parts is not None:
             raise UsageError(
                 f"--feature-parts {config.feature_parts} is for --sum-parts; give both"
             )
@@ -39,7 +39,7 @@ def check_parts(config: Any, mesh: MeshShape, model: Hybrid, tables: Iterable[Ta
             f"{flag}: --mesh {mesh} cuts sums over the tokens of a row, whose order depends on the "
             "mesh; leave out sequence, or --sum-parts"
         )
-    _check_features(config.feature_parts, mesh, model)
+    _check_features(1 if config.feature_parts is None else config.feature_parts, mesh, model)
     if rows % parts or parts % mesh.row_shards:
         raise UsageError(
             f"{flag}: it must divide the {rows} rows of a microbatch (--batch / --microbatches) "

@@ -122,7 +122,7 @@ def prepare(config: TrainConfig, corpus: AnyCorpus | None = None) -> Run:
             mesh=mesh if mesh.size > 1 or config.sum_parts else None,
             gather_packed=config.sum_parts is None and gathers_packed(config.gather, mesh),
             sum_parts=config.sum_parts,
-            feature_parts=config.feature_parts,
+            feature_parts=config.feature_parts or 1,
         ),
         model=model,
         phases=phases,

@@ -16,6 +16,8 @@ from rich.console import Console
 from nvfp4_jax.training import Diverged, UsageError, read_parameters, train
 from nvfp4_jax.training.engine import Engine
 from nvfp4_jax.training.metrics import read_lines
+from nvfp4_jax.training.prepare import prepare
+from nvfp4_jax.training.resume import check_same_run
 
 from . import micro
 
@@ -147,6 +149,18 @@ def test_another_run_in_the_workdir_is_refused_and_untouched(inputs, copy, chang
     with pytest.raises(UsageError, match=f"--workdir {copy}.*{words}"):
         train(micro.config(inputs, copy, **changes), quiet())
     assert contents(copy) == before
+
+
+def test_a_checkpoint_that_knows_fewer_choices_is_continued(inputs, tmp_path):
+    """One that an older version wrote: what it could not choose was left out."""
+    run = prepare(micro.config(inputs, tmp_path))
+    before = run.describe()
+    for name in ("sum_parts", "feature_parts"):
+        del before["training"][name]
+    check_same_run(run, before)
+    parts = prepare(micro.config(inputs, tmp_path, sum_parts=2))
+    with pytest.raises(UsageError, match="another training: sum_parts was None, is 2"):
+        check_same_run(parts, before)
 
 
 def test_a_changed_line_and_a_changed_file_are_named(inputs, copy, tmp_path):

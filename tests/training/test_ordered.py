@@ -83,7 +83,7 @@ def test_it_is_the_same_training(inputs, tmp_path):
     """But for the order of sums, ordered or not is the same; in microbatches and a loop too."""
     changes = {"microbatches": 2, "sum_parts": 2, "scan": "on", "remat": "block"}
     told, _ = trained(inputs, tmp_path, None, **changes)
-    no_order = {"sum_parts": None, "feature_parts": 1}
+    no_order = {"sum_parts": None, "feature_parts": None}
     plain, _ = trained(inputs, tmp_path, None, **changes | no_order)
     np.testing.assert_allclose(told[0], plain[0], rtol=1e-5)
     np.testing.assert_allclose(told, plain, rtol=3e-2)
@@ -99,6 +99,7 @@ def test_it_is_the_same_training(inputs, tmp_path):
         (SHARED | {"mesh": "tensor=2"}, "groups = 1, which tensor=2 does not divide"),
         ({"sum_parts": 4, "mesh": "tensor=2"}, "give --feature-parts, a multiple of tensor=2"),
         ({"sum_parts": 4, "mesh": "sequence=2"}, "leave out sequence"),
+        ({"sum_parts": 4, "feature_parts": 0}, "--feature-parts 0: give a power of two"),
         ({"sum_parts": 4, "feature_parts": 3}, "--feature-parts 3: give a power of two"),
         ({"sum_parts": 4, "feature_parts": 64}, "blocks_0/mamba/in_proj has 50 features out"),
         ({"feature_parts": 2}, "--feature-parts 2 is for --sum-parts"),
