@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -74,3 +75,15 @@ def test_cudnn_knows_no_documents():
     q = jnp.zeros((1, 4, 1, 8), jnp.bfloat16)
     with pytest.raises(ValueError, match=r"length\^2"):
         attend(q, q, q, jnp.zeros((1, 4), jnp.int32), implementation="cudnn")
+
+
+def test_products_are_rounded_alone_where_plain_operations_are_asked_for():
+    """Forward and backward; else they may be fused with the sum that reads them."""
+
+    def barriers():  # a new function each time, or its trace is found again
+        slope = jax.grad(lambda x: jnp.sum(target.rounded(x) * 3 + 1))
+        return str(jax.make_jaxpr(lambda x: slope(x))(X)).count("optimization_barrier")
+
+    assert barriers() == 0
+    with target.plain_operations():
+        assert barriers() == 2
