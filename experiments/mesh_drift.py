@@ -6,7 +6,7 @@ device's than that has from itself when every weight begins one FP32 unit in the
 The same for a run that is saved on one mesh and continued on another. With its sums in one order
 (--sum-parts, and --feature-parts for tensor) a run does not drift at all.
 Command: python experiments/mesh_drift.py [--sum-parts 8 --feature-parts 2]
-Cost: 25 minutes on two CPU cores, most of it compilation.
+Cost: 25 to 35 minutes on two CPU cores, most of it compilation.
 Method: eight simulated CPU devices; a hybrid of 0.1 M parameters with a Mamba, an MLP and an
 attention block, NVFP4 as in the paper in every linear of the blocks, all of whose codes depend on
 global maxima and whose gradients are rounded stochastically. Drift is the distance of the final
