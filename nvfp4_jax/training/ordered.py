@@ -74,7 +74,7 @@ def ordered_gradients(
       mesh: the training mesh, with no axes but `data`, `fsdp` and `tensor`; None for one device.
     """
     cut = {name: _cut(array, parts, mesh) for name, array in batch.items()}
-    layouts = {path: multiplied(mesh, path, w.shape) for path, w in parameters.items()}
+    layouts = {path: _when_multiplied(mesh, path, w.shape) for path, w in parameters.items()}
 
     def of_part(parameters: Parameters, part: Arrays) -> jax.Array:
         ordered: Any = {p: _summed_in_order(w, layouts[p]) for p, w in parameters.items()}
@@ -92,7 +92,7 @@ def ordered_gradients(
     return tree_sum(losses, everywhere), lax.optimization_barrier(gradients)
 
 
-def multiplied(mesh: Mesh | None, path: str, shape: tuple[int, ...]) -> NamedSharding | None:
+def _when_multiplied(mesh: Mesh | None, path: str, shape: tuple[int, ...]) -> NamedSharding | None:
     """How a weight lies when it is multiplied: cut over `tensor` by features, else whole."""
     if mesh is None:
         return None
