@@ -24,7 +24,7 @@ from jaxtyping import Array
 
 from nvfp4_jax.contraction import Axes, Merged
 from nvfp4_jax.operands import Scaled
-from nvfp4_jax.product import multiply
+from nvfp4_jax.product import multiply, scale_sums
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Cuts:
 def multiply_ordered(a: Scaled, b: Scaled, cuts: Cuts, dtype: DTypeLike) -> Array:
     """The product of two matrices, (a's free axis, b's), with sums as said above."""
     y = sum_in_pairs(_products(a, b, cuts))
-    return _joined(_scaled(y, a, b), cuts).astype(dtype)
+    return _joined(scale_sums(y, a, b), cuts).astype(dtype)
 
 
 def multiply_apart(a: Scaled, b: Scaled, cuts: Cuts, dtype: DTypeLike) -> Array:
@@ -53,7 +53,7 @@ def multiply_apart(a: Scaled, b: Scaled, cuts: Cuts, dtype: DTypeLike) -> Array:
 
     Their sum is the product but for the order of its sums.
     """
-    y = _scaled(_products(a, b, cuts), a, b)
+    y = scale_sums(_products(a, b, cuts), a, b)
     return jax.vmap(lambda part: _joined(part, cuts))(y).astype(dtype)
 
 
@@ -95,12 +95,6 @@ def _tiles(operand: Scaled, free: int, contract: int) -> Array:
     x = matrix.array if matrix.contract == 1 else matrix.array.T
     tiles = x.reshape(free, x.shape[0] // free, contract, x.shape[1] // contract)
     return tiles.transpose(2, 0, 1, 3)
-
-
-def _scaled(y: Array, a: Scaled, b: Scaled) -> Array:
-    for scale in (scale for scale in (a.scale, b.scale) if scale is not None):
-        y = y * scale
-    return y
 
 
 def _joined(y: Array, cuts: Cuts) -> Array:

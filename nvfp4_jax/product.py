@@ -31,10 +31,14 @@ def multiply(a: Scaled, b: Scaled, dtype: DTypeLike, implementation: str | None)
     if kernel is not None and one.batch is None and dtype in (jnp.bfloat16, jnp.float32):
         contract = one.contract, other.contract
         return kernel(one.array, other.array, contract, scales, dtype)
-    y = _product(one, other)
-    for scale in scales:
-        y = y * scale
-    return y.astype(dtype)
+    return scale_sums(_product(one, other), a, b).astype(dtype)
+
+
+def scale_sums(y: Array, a: Scaled, b: Scaled) -> Array:
+    """(y s_a) s_b: FP32 sums of products, times the tensor scales that the operands have."""
+    for scale in (a.scale, b.scale):
+        y = y if scale is None else y * scale
+    return y
 
 
 def _native(a, b, scales, dtype: DTypeLike, implementation: str | None) -> Array:

@@ -32,8 +32,7 @@ def check_parts(config: Any, mesh: MeshShape, model: Hybrid, tables: Iterable[Ta
             )
         return
     flag, rows = f"--sum-parts {parts}", config.batch // config.microbatches
-    if parts < 1 or parts & (parts - 1):
-        raise UsageError(f"{flag}: give a power of two, the parts are added pair by pair")
+    _check_pairs(flag, parts)
     if mesh.sequence > 1:
         raise UsageError(
             f"{flag}: --mesh {mesh} cuts sums over the tokens of a row, whose order depends on the "
@@ -49,6 +48,11 @@ def check_parts(config: Any, mesh: MeshShape, model: Hybrid, tables: Iterable[Ta
         raise UsageError(f"{flag} gathers weights in FP32; leave out --gather packed")
     for path, precision in (entry for table in tables for entry in table):
         _check_precision(flag, path, precision, rows // parts * config.length)
+
+
+def _check_pairs(flag: str, parts: int) -> None:
+    if parts < 1 or parts & (parts - 1):
+        raise UsageError(f"{flag}: give a power of two, the parts are added pair by pair")
 
 
 def _check_precision(flag: str, path: str, precision: LinearPrecision, tokens: int) -> None:
@@ -69,8 +73,7 @@ def _check_precision(flag: str, path: str, precision: LinearPrecision, tokens: i
 
 def _check_features(parts: int, mesh: MeshShape, model: Hybrid) -> None:
     flag = f"--feature-parts {parts}"
-    if parts < 1 or parts & (parts - 1):
-        raise UsageError(f"{flag}: give a power of two, the parts are added pair by pair")
+    _check_pairs(flag, parts)
     if parts % mesh.tensor:
         raise UsageError(
             f"--sum-parts: --mesh {mesh} shares features; give --feature-parts, a multiple of "
