@@ -52,7 +52,17 @@ from nvfp4_jax.honoured import (
 )
 from nvfp4_jax.kernels.request import Operand, Packed
 from nvfp4_jax.kernels.select import select
-from nvfp4_jax.operands import Scaled, Use, check_native, emulated, pack, prepare, scaled
+from nvfp4_jax.operands import (
+    Amaxes,
+    Scaled,
+    Use,
+    check_native,
+    emulated,
+    pack,
+    prepare,
+    scaled,
+    weight_amaxes,
+)
 from nvfp4_jax.ordered_product import Cuts, multiply_apart, multiply_ordered
 from nvfp4_jax.precision import GEMMS, LinearPrecision
 from nvfp4_jax.product import multiply
@@ -129,6 +139,7 @@ def make_dot_general(
         check_together(linear_precision, implementation, gathered)
     elif feature_parts is not None:
         raise ValueError(f"{feature_parts} is for together = True")
+    amaxes = weight_amaxes(linear_precision, weight_amax)
 
     def dot_general(
         lhs: Array,
@@ -144,17 +155,17 @@ def make_dot_general(
         numbers = _hashable(dimension_numbers)
         sharding = _output_sharding(lhs, rhs, numbers, out_sharding)
         check_gathered(lhs, rhs, gathered)
-        call = _Call(linear_precision, numbers, dtype, implementation, sharding, name, gathered)
+        call = Call(linear_precision, numbers, dtype, implementation, sharding, name, gathered)
         check_native(linear_precision, implementation, matrix=not call.dims(lhs, rhs)[0].batch)
         if together:
-            return _together(call, feature_parts, lhs, rhs, key, weight_amax)
-        return _linear(call, lhs, rhs, key, weight_amax)
+            return _together(call, feature_parts, lhs, rhs, key, amaxes)
+        return linear(call, lhs, rhs, key, amaxes)
 
     return dot_general
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """What is static about one call; hashable, as custom_vjp's argument that has no gradient."""
 
     precision: LinearPrecision
@@ -170,17 +181,17 @@ class _Call:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(
-    call: _Call, lhs: Array, rhs: Array, key: Array | None, weight_amax: Array | None
-) -> Array:
+def linear(call: Call, lhs: Array, rhs: Array, key: Array | None, amaxes: Amaxes) -> Array:
+    """One call of a `dot_general`, with those amaxes of its operands that are known."""
+
     def fprop(*arrays):
         return _fprop(call, Keep(), *arrays)[0]
 
     mesh = explicit_mesh(lhs, rhs)
-    return run_automatic(fprop, mesh, call.sharding, lhs, rhs, key, weight_amax)
+    return run_automatic(fprop, mesh, call.sharding, lhs, rhs, key, amaxes)
 
 
-def _forward(call, lhs, rhs, key, weight_amax):
+def forward(call, lhs, rhs, key, amaxes):
     """Fprop, and what the backward pass will need."""
     mesh = explicit_mesh(lhs, rhs)
     x_dims, _ = call.dims(lhs, rhs)
@@ -188,45 +199,46 @@ def _forward(call, lhs, rhs, key, weight_amax):
     travels = call.gathered is not None
     keep = plan(call.precision, call.implementation, mesh is not None, matrix, travels)
     fprop = partial(_fprop, call, keep)
-    arrays = lhs, rhs, key, weight_amax
+    arrays = lhs, rhs, key, amaxes
     shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, *arrays)
     y, kept_x, kept_w = run_automatic(fprop, mesh, shardings, *arrays)
     kept_x = named(lhs if keep.input == "tensor" else kept_x)
     kept_w = rhs if keep.weight == "tensor" else kept_w
-    return y, (Kept(kept_x, kept_w, jax.typeof(lhs), jax.typeof(rhs)), key, weight_amax)
+    return y, (Kept(kept_x, kept_w, jax.typeof(lhs), jax.typeof(rhs)), key, amaxes)
 
 
 def _fprop(
-    call, keep: Keep, lhs, rhs, key, weight_amax, cuts: Cuts | None = None
+    call, keep: Keep, lhs, rhs, key, amaxes, cuts: Cuts | None = None
 ) -> tuple[Array, Operand | Packed | None, Any]:
     """y = x w, and what is kept of x and w unless it is they themselves."""
     x_dims, w_dims = call.dims(lhs, rhs)
     x, w = merge(lhs, x_dims), merge(rhs, w_dims)
     uses = [(FPROP_INPUT, x), (WGRAD_INPUT, x.swapped())]
     with gemm_scope(call.name, "fprop"):
-        x_ready, *others = _ready(call, key, uses if keep.input == "operand" else uses[:1])
-        w_ready, kept_w = _weight(call, key, keep, w, _rounded_dtype(lhs), weight_amax)
+        now = uses if keep.input == "operand" else uses[:1]
+        x_ready, *others = _ready(call, key, now, amaxes=amaxes)
+        w_ready, kept_w = _weight(call, key, keep, w, _rounded_dtype(lhs), amaxes)
         y = _multiply(x_ready, w_ready, call.dtype, call.implementation, cuts)
     shape = _take(lhs, (*x_dims.batch, *x_dims.free)) + _take(rhs, w_dims.free)
     kept_x = others[0].operand if others else None
     if keep.input == "packed":
         with gemm_scope(call.name, "wgrad"), quantize_scope("input"):
-            kept_x = pack(call.precision, key, call.implementation, *uses[1])
+            kept_x = pack(call.precision, key, call.implementation, *uses[1], None, amaxes)
     return y.reshape(shape), kept_x, kept_w
 
 
-def _weight(call, key, keep: Keep, w, dtype, amax) -> tuple[Scaled, Operand | Packed | None]:
+def _weight(call, key, keep: Keep, w, dtype, amaxes) -> tuple[Scaled, Operand | Packed | None]:
     """Fprop's weight, and Dgrad's if it is to be kept: the same values, as codes laid otherwise."""
     uses = [(FPROP_WEIGHT, w), (DGRAD_WEIGHT, w.swapped())]
     if keep.weight == "packed":
         with quantize_scope("weight"):
-            packed = pack(call.precision, key, call.implementation, *uses[0], dtype, amax)
+            packed = pack(call.precision, key, call.implementation, *uses[0], dtype, amaxes)
         return _unpacked(call, w.axes, packed), packed
     if keep.weight != "operand":
-        return _ready(call, key, uses[:1], dtype, amax)[0], None
+        return _ready(call, key, uses[:1], dtype, amaxes)[0], None
     matrix = w.batch is None and w.array.size > 0
     both_ways = all(emulated(call.precision, g, call.implementation, matrix) for g in GEMMS[:2])
-    one, *other = _ready(call, key, uses[:1] if both_ways else uses, dtype, amax)
+    one, *other = _ready(call, key, uses[:1] if both_ways else uses, dtype, amaxes)
     return one, (other[0] if other else one).operand
 
 
@@ -237,22 +249,22 @@ def _unpacked(call, axes, packed: Packed) -> Scaled:
         return scaled(axes, select(call.implementation).from_packed(whole))
 
 
-def _ready(call, key, uses, dtype=None, amax=None) -> tuple[Scaled, ...]:
+def _ready(call, key, uses, dtype=None, amaxes=None) -> tuple[Scaled, ...]:
     """One tensor as each of its uses wants it; see `operands.prepare`."""
     with quantize_scope(uses[0][0].operand):
-        return prepare(call.precision, key, call.implementation, uses, dtype, amax)
+        return prepare(call.precision, key, call.implementation, uses, dtype, amaxes)
 
 
-def _backward(call, residuals, dy):
+def backward(call, residuals, dy):
     """Dgrad: dx = dy wᵀ, and Wgrad: dw = xᵀ dy; dy is quantized for each."""
-    kept, key, weight_amax = residuals
+    kept, key, amaxes = residuals
     mesh = explicit_mesh(dy, *jax.tree.leaves(kept))
     shardings = kept.lhs.sharding, kept.rhs.sharding
-    dx, dw = run_automatic(partial(_gradients, call), mesh, shardings, dy, kept, key, weight_amax)
+    dx, dw = run_automatic(partial(_gradients, call), mesh, shardings, dy, kept, key, amaxes)
     return dx, dw, None, None
 
 
-def _together(call, feature_parts: FeatureParts | None, lhs, rhs, key, weight_amax) -> Array:
+def _together(call, feature_parts: FeatureParts | None, lhs, rhs, key, amaxes) -> Array:
     """The linear whose parts, if it is mapped over them, are one batch."""
     rows, features = call.dims(lhs, rhs)
     if rows.batch or rows.free[:1] != (0,) or explicit_mesh(lhs, rhs) is not None:
@@ -265,27 +277,27 @@ def _together(call, feature_parts: FeatureParts | None, lhs, rhs, key, weight_am
     def cuts(parts: int | None) -> GemmCuts | None:
         return None if parts is None else gemm_cuts(parts, feature_parts)
 
-    def fprop(lhs, rhs, key, weight_amax, parts=None):
+    def fprop(lhs, rhs, key, amaxes, parts=None):
         own = cuts(parts)
-        return _fprop(call, Keep(), lhs, rhs, key, weight_amax, own and own.fprop)[0]
+        return _fprop(call, Keep(), lhs, rhs, key, amaxes, own and own.fprop)[0]
 
-    def gradients(lhs, rhs, dy, key, weight_amax, parts=None):
+    def gradients(lhs, rhs, dy, key, amaxes, parts=None):
         kept = Kept(lhs, rhs, jax.typeof(lhs), jax.typeof(rhs))
         check_parts(call.precision, lhs.shape, call.numbers[0][0], parts or 1)
-        return _gradients(call, dy, kept, key, weight_amax, cuts(parts))
+        return _gradients(call, dy, kept, key, amaxes, cuts(parts))
 
-    return linear_together(fprop, gradients)(lhs, rhs, key, weight_amax)
+    return linear_together(fprop, gradients)(lhs, rhs, key, amaxes)
 
 
 def _gradients(
-    call, dy, kept: Kept, key, weight_amax, cuts: GemmCuts | None = None
+    call, dy, kept: Kept, key, amaxes, cuts: GemmCuts | None = None
 ) -> tuple[Array, Array]:
     x_dims, _ = call.dims(kept.lhs, kept.rhs)
     y = merge(dy, _product_dims(x_dims, dy.ndim))
     uses = [(DGRAD_GRAD, y), (WGRAD_GRAD, y.swapped())]
     with gemm_scope(call.name, "dgrad"):
-        dy_dgrad, dy_wgrad = _ready(call, key, uses, _rounded_dtype(kept.lhs))
-        dx = _dgrad(call, dy_dgrad, kept, key, weight_amax, cuts and cuts.dgrad)
+        dy_dgrad, dy_wgrad = _ready(call, key, uses, _rounded_dtype(kept.lhs), amaxes)
+        dx = _dgrad(call, dy_dgrad, kept, key, amaxes, cuts and cuts.dgrad)
     with gemm_scope(call.name, "wgrad"):
         dw = _wgrad(call, dy_wgrad, kept, key, cuts and cuts.wgrad)
     return dx, dw
@@ -298,7 +310,7 @@ def _multiply(a: Scaled, b: Scaled, dtype, implementation, cuts: Cuts | None) ->
     return multiply_ordered(a, b, cuts, dtype)
 
 
-def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax, cuts: Cuts | None) -> Array:
+def _dgrad(call, dy: Scaled, kept: Kept, key, amaxes, cuts: Cuts | None) -> Array:
     x_dims, w_dims = call.dims(kept.lhs, kept.rhs)
     if isinstance(kept.weight, Packed):
         w_ready = _unpacked(call, merged_axes(w_dims).swapped(), kept.weight)
@@ -306,7 +318,7 @@ def _dgrad(call, dy: Scaled, kept: Kept, key, weight_amax, cuts: Cuts | None) ->
         w_ready = scaled(merged_axes(w_dims).swapped(), kept.weight)
     else:
         uses = [(DGRAD_WEIGHT, merge(kept.weight, w_dims).swapped())]
-        (w_ready,) = _ready(call, key, uses, _rounded_dtype(kept.lhs), weight_amax)
+        (w_ready,) = _ready(call, key, uses, _rounded_dtype(kept.lhs), amaxes)
     dx = _multiply(dy, w_ready, kept.lhs.dtype, call.implementation, cuts)
     return restore(dx, kept.lhs.shape, (*x_dims.batch, *x_dims.free, *x_dims.contract))
 
@@ -329,7 +341,7 @@ def _wgrad(call, dy: Scaled, kept: Kept, key, cuts: Cuts | None) -> Array:
     return restore(dw, kept.rhs.shape, order)
 
 
-_linear.defvjp(_forward, _backward)
+linear.defvjp(forward, backward)
 
 
 def _product_dims(x_dims: Dims, ndim: int) -> Dims:

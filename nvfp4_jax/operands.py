@@ -8,7 +8,7 @@ no two copies share bits, and changing one quantizer changes no other's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,6 +34,9 @@ class Use(NamedTuple):
     operand: str
 
 
+Amaxes = Mapping[Use, Array]  # the bits of the largest magnitude as a use sees it, where known
+
+
 class Scaled(NamedTuple):
     """An operand, merged bf16 or native codes, and the FP32 scale its product is to be given."""
 
@@ -53,7 +56,7 @@ def prepare(
     implementation: str | None,
     uses: Sequence[tuple[Use, Merged]],
     dtype: DTypeLike | None = None,
-    amax: Array | None = None,
+    amaxes: Amaxes | None = None,
 ) -> tuple[Scaled, ...]:
     """One tensor, rounded to `dtype`, as each of its uses wants it.
 
@@ -63,11 +66,11 @@ def prepare(
       implementation: as of `make_dot_general`.
       uses: the merged views are of one and the same array and differ in what they contract.
       dtype: what the tensor is rounded to before anything else; left out, it is as it is.
-      amax: what `amax_bits` says of it, so rounded, where that is known.
+      amaxes: of the tensor, so rounded, and rotated where the use rotates it; those that are known.
     """
     array = uses[0][1].array
     requests = {
-        use: _told(request_for(precision, key, use, view), amax)
+        use: _told(request_for(precision, key, use, view.contract), use, amaxes)
         for use, view in uses
         if quantizer_of(precision, use) is not None
     }
@@ -138,10 +141,17 @@ def amax_bits(x: Array, dtype: DTypeLike) -> Array:
     return magnitude_bits(rounded)
 
 
-def _told(request: Request, amax: Array | None) -> Request:
-    """The request with the tensor's amax: its own, unless the tensor is rotated first."""
-    plain = request.quantizer.format == "nvfp4" and not request.quantizer.rht
-    return request._replace(amax=amax) if plain else request
+def weight_amaxes(precision: LinearPrecision, amax: Array | None) -> Amaxes:
+    """A weight's amax as its uses see it: its own, unless it is rotated first."""
+    if amax is None:
+        return {}
+    uses = (Use("fprop", "weight"), Use("dgrad", "weight"))
+    quantizers = {use: quantizer_of(precision, use) for use in uses}
+    return {use: amax for use, q in quantizers.items() if q and q.format == "nvfp4" and not q.rht}
+
+
+def _told(request: Request, use: Use, amaxes: Amaxes | None) -> Request:
+    return request._replace(amax=(amaxes or {}).get(use))
 
 
 def pack(
@@ -151,10 +161,10 @@ def pack(
     use: Use,
     view: Merged,
     dtype: DTypeLike | None = None,
-    amax: Array | None = None,
+    amaxes: Amaxes | None = None,
 ) -> Packed:
     """A use's operand at its stored size, to be kept or sent; arguments as of `prepare`."""
-    request = _told(request_for(precision, key, use, view), amax)
+    request = _told(request_for(precision, key, use, view.contract), use, amaxes)
     return select(implementation).to_packed(view.array, request, dtype)
 
 
@@ -171,14 +181,14 @@ def quantizer_of(precision: LinearPrecision, use: Use) -> Quantizer | None:
     return operand if isinstance(operand, Quantizer) else None
 
 
-def request_for(precision: LinearPrecision, key: Array | None, use: Use, view: Merged) -> Request:
+def request_for(precision: LinearPrecision, key: Array | None, use: Use, axis: int) -> Request:
     """What a kernel is asked for: the quantizer, the axis, the folded key and the signs."""
     quantizer = quantizer_of(precision, use)
     assert quantizer is not None
     gemm_key = None if key is None else jax.random.fold_in(key, GEMMS.index(use.gemm))
     signs = signs_for(quantizer, gemm_key)
     if quantizer.rounding == "nearest":
-        return Request(quantizer, view.contract, None, signs)
+        return Request(quantizer, axis, None, signs)
     assert gemm_key is not None  # make_dot_general has seen to it
     own = jax.random.fold_in(gemm_key, OPERANDS.index(use.operand))
-    return Request(quantizer, view.contract, own, signs)
+    return Request(quantizer, axis, own, signs)

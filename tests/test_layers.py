@@ -25,7 +25,7 @@ PICTURE = {
     5: "promotion linen nnx",  #           the two doors into Flax
     4: "recipe/ compiled/",  #             which layer, when, how; and what then ran
     3: "precision quantize operands product ordered_product residuals together honoured "
-    "dot_general einsum",
+    "dot_general einsum chained",
     2: "kernels/",  #                      one file an op and implementation
     1: "quantizer block_scaled packing gpus compile_for",  # codes; and for which GPU
     0: "formats division rounding philox materialize hadamard axes contraction keys scopes",

@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int32, UInt
+from jaxtyping import Array, BFloat16, Float, Float32, Int32, UInt
 
 from nvfp4_jax.block_scaled import BlockScaledArray
 from nvfp4_jax.kernels import mapped, partitioned, scales, views, xla
@@ -34,6 +35,7 @@ __all__ = [
     "from_packed",
     "quantize",
     "random_for",
+    "relu_squared",
     "scaled_product",
     "to_operands",
     "to_packed",
@@ -127,6 +129,26 @@ def from_packed(kept: Packed) -> Operand:
     return Operand(array.reshape(shape), kept.tensor_scale)
 
 
+def relu_squared(
+    u: BFloat16[Array, "rows columns"],
+    requests: Sequence[Request],
+    dr: BFloat16[Array, "rows columns"] | None = None,
+) -> tuple[BFloat16[Array, "rows columns"], Int32[Array, "requests"]]:
+    """relu(u)^2, or with `dr` its gradient, and the amax that each request will have of it."""
+    copies = tuple(views.copy_of(r, u.ndim) for r in requests)
+    tensors = [views.view(x, requests) for x in (u, dr) if x is not None]
+    call = _relu_squared(copies, dr is not None, views.target())
+    result, amax = call(*tensors, views.signs_of(requests))
+    return result.reshape(u.shape), amax
+
+
+def one_kernel(x: Any, requests: Sequence[Request]) -> bool:
+    """Whether the requests, of which there are some, are made of one read of (something like) x."""
+    if len(requests) == 1:
+        return unsupported(requests[0].quantizer, x.shape, requests[0].axis) is None
+    return share_a_read(x, requests)
+
+
 def amax_of(
     requests: Sequence[Request],
     view: Array,
@@ -148,6 +170,11 @@ def _amax_bits(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int):
 
 
 @cache
+def _relu_squared(copies: tuple[Copy, ...], gradient: bool, capability: int):
+    return mapped.one_at_a_time(partitioned.relu_squared(copies, gradient, capability))
+
+
+@cache
 def _operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int):
     return mapped.one_at_a_time(partitioned.operands(copies, round_to_bf16, capability))
 
@@ -162,7 +189,7 @@ def _unpacked(copy: Copy, length: int, capability: int):
     return mapped.one_at_a_time(partitioned.unpacked(copy, length, capability))
 
 
-def share_a_read(x: Array, requests: Sequence[Request]) -> bool:
+def share_a_read(x: Any, requests: Sequence[Request]) -> bool:
     """Whether one kernel can make them all: two copies, on the last two axes, of equal signs."""
     rotated = [r for r in requests if r.quantizer.rht]
     return (

@@ -37,19 +37,16 @@ def amax_bits(
     if not any(copy.rht for copy in wanted):
         return _flat_amax(x, len(wanted), round_to_bf16, compute_capability)
     tile = tiles.narrowed(tile or tiles.for_amax(wanted), x.shape[2])
-    meta = {"COPIES": len(wanted)}
-    for i, copy in enumerate((*wanted, wanted[-1])[:2]):
-        meta |= {f"RHT{i}": copy.rht, f"ALONG_ROWS{i}": copy.axis == "rows"}
     return call(
         triton_amax.tile_amax_kernel,
         (x, signs),
         jax.ShapeDtypeStruct((len(wanted),), jnp.int32),
-        grid=_grid(x.shape, tile),
+        grid=programs(x.shape, tile),
         warps=tile.warps,
         compute_capability=compute_capability,
         zeroed_outputs=(0,),
         **_tile_meta(x, tile, round_to_bf16),
-        **meta,
+        **amax_meta(wanted),
     )
 
 
@@ -114,7 +111,7 @@ def operands(
         triton_quantize.operand_kernel if len(copies) == 1 else triton_quantize.two_operands_kernel,
         (x, amax, signs, offset, keys),
         [jax.ShapeDtypeStruct(operand_shape(x.shape, copy), jnp.bfloat16) for copy in copies],
-        grid=_grid(x.shape, tile),
+        grid=programs(x.shape, tile),
         warps=tile.warps,
         compute_capability=compute_capability,
         **meta,
@@ -146,7 +143,7 @@ def packed(
         triton_pack.pack_kernel,
         (x, amax, signs, offset, keys),
         [jax.ShapeDtypeStruct(shape, jnp.uint8) for shape in packed_shapes(x.shape, copy)],
-        grid=_grid(x.shape, tile),
+        grid=programs(x.shape, tile),
         warps=tile.warps,
         compute_capability=compute_capability,
         **_tile_meta(x, tile, round_to_bf16),
@@ -180,10 +177,10 @@ def unpacked(
         triton_pack.unpack_kernel,
         (codes, lax.bitcast_convert_type(scales, jnp.uint8)),
         jax.ShapeDtypeStruct(shape, jnp.bfloat16),
-        grid=_grid(shape, tile),
+        grid=programs(shape, tile),
         warps=tile.warps,
         compute_capability=compute_capability,
-        **_shape_meta(shape, tile),
+        **shape_meta(shape, tile),
         ALONG_ROWS=copy.axis == "rows",
         SQUARE=copy.square,
     )
@@ -214,12 +211,14 @@ def _up(size, multiple):
     return -(-size // multiple) * multiple
 
 
-def _grid(shape, tile: Tile) -> int:
+def programs(shape: tuple[int, ...], tile: Tile) -> int:
+    """How many programs a tensor takes."""
     batch, rows, columns = shape
     return batch * -(-rows // tile.rows) * -(-columns // (BLOCK * tile.blocks))
 
 
-def _shape_meta(shape, tile: Tile):
+def shape_meta(shape: tuple[int, ...], tile: Tile) -> dict[str, Any]:
+    """A tensor and its tile as a kernel's constants."""
     return {
         "ROWS": shape[1],
         "COLUMNS": shape[2],
@@ -230,7 +229,15 @@ def _shape_meta(shape, tile: Tile):
 
 
 def _tile_meta(x, tile: Tile, round_to_bf16):
-    return _shape_meta(x.shape, tile) | {"ROUND": round_to_bf16 and x.dtype == jnp.float32}
+    return shape_meta(x.shape, tile) | {"ROUND": round_to_bf16 and x.dtype == jnp.float32}
+
+
+def amax_meta(copies: tuple[Copy, ...]) -> dict[str, Any]:
+    """Of which copies a kernel finds the largest magnitude, as its constants."""
+    meta: dict[str, Any] = {"COPIES": len(copies)}
+    for i, copy in enumerate((*copies, copies[-1])[:2]):
+        meta |= {f"RHT{i}": copy.rht, f"ALONG_ROWS{i}": copy.axis == "rows"}
+    return meta
 
 
 def copy_meta(copy: Copy, rows: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from jaxtyping import Array
 
 from nvfp4_jax.axes import axis_names, of_a_shard, shard_count
 from nvfp4_jax.kernels import launch
+from nvfp4_jax.kernels import relu_squared as launch_relu_squared
 from nvfp4_jax.kernels.launch import Copy
 
 BLOCK = 16
@@ -52,6 +53,40 @@ def amax_bits(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) ->
     call = custom_partitioning(local)
     call.def_partition(
         partition, sharding_rule="b r c, s -> n", need_replication_factors=("s", "n")
+    )
+    return call
+
+
+@cache
+def relu_squared(copies: tuple[Copy, ...], gradient: bool, capability: int) -> Callable:
+    """f(u, signs), or f(u, dr, signs): `relu_squared.relu_squared` of the whole tensor.
+
+    The result is sharded as u is; the maximum is that over all devices.
+    """
+
+    def local(u: Array, *dr_signs: Array) -> tuple[Array, Array]:
+        *dr, signs = dr_signs
+        return launch_relu_squared.relu_squared(
+            u, dr[0] if gradient else None, copies, signs, capability
+        )
+
+    def partition(mesh: Any, arguments: Any, result: Any):
+        u, *dr, _ = arguments
+        entries = _entries(u.shape, u, mesh, copies)
+        names = tuple(name for entry in entries for name in entry)
+
+        def shard(*arrays: Array) -> tuple[Array, Array]:
+            out, amax = local(*arrays)
+            return out, lax.pmax(amax, names) if names else amax
+
+        whole, sharded = NamedSharding(mesh, PartitionSpec()), placed(mesh, entries)
+        sources = (sharded, *(sharded for _ in dr), whole)
+        return mesh, of_a_shard(shard), (sharded, whole), sources
+
+    tensors = "b r c, b r c" if gradient else "b r c"
+    call = custom_partitioning(local)
+    call.def_partition(
+        partition, sharding_rule=f"{tensors}, s -> b r c, n", need_replication_factors=("s", "n")
     )
     return call
 

@@ -44,18 +44,19 @@ def tile_amax_kernel(
     batch, row, column = origin_of(from_the_end, ROWS, COLUMNS, R, N)
     tile, _ = load_tile(x, batch, row, column, ROWS, COLUMNS, R, N, G, ROUND)
     ROUNDED: tl.constexpr = ROUND or x.dtype.element_ty == tl.bfloat16
-    first = _tile_amax(tile, signs, RHT0, ALONG_ROWS0, ROUNDED, R, N, G)
+    first = tile_amax(tile, signs, RHT0, ALONG_ROWS0, ROUNDED, R, N, G)
     tl.atomic_max(out, first, sem="relaxed")
     if COPIES == 2:
-        second = _tile_amax(tile, signs, RHT1, ALONG_ROWS1, ROUNDED, R, N, G)
+        second = tile_amax(tile, signs, RHT1, ALONG_ROWS1, ROUNDED, R, N, G)
         tl.atomic_max(out + 1, second, sem="relaxed")
 
 
 @triton.jit
-def _tile_amax(
+def tile_amax(
     tile, signs, RHT: tl.constexpr, ALONG_ROWS: tl.constexpr, ROUNDED: tl.constexpr,
     R: tl.constexpr, N: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
+    """The bits of the tile's largest magnitude, as it is or as it is rotated (RHT)."""
     if RHT:
         tile = rotate_tile(tile, tl.load(signs + tl.arange(0, 16)), ALONG_ROWS, R, N, G)
     top = tl.max(tl.max(tl.max(tl.max(magnitude_bits(tile), 3), 2), 1), 0)

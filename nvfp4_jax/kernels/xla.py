@@ -29,6 +29,7 @@ from nvfp4_jax.quantizer import Quantizer
 
 ONE_READ = False  # whether two copies asked for together cost less than two
 scaled_product = None  # products and their scales are left to XLA
+relu_squared = None  # so is what a model computes between them
 
 
 class Rounded(NamedTuple):

@@ -5,9 +5,14 @@ is of interest to whoever quantizes the input of `down`.
 `swiglu`:        down(silu(gate(x)) * up(x)).
 
 The bend is computed in FP32 and rounded once.
+
+`relu_squared` from x to the result is a plug, as the products in it are (`chain`): whoever trains
+may assign a function that does the three as one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +25,8 @@ from nvfp4_jax.models.initialization import residual_sigma
 from nvfp4_jax.models.linear import linear
 from nvfp4_jax.models.placement import place
 from nvfp4_jax.models.product import accumulator
+
+Chain = Callable[[nnx.Linear, nnx.Linear, Array, Callable[[Array], Array]], Array]
 
 
 class MLP(nnx.Module):
@@ -34,19 +41,27 @@ class MLP(nnx.Module):
         if self.kind == "swiglu":
             self.gate = linear(config.hidden, config.ffn, sigma=config.init_sigma, **common)
         self.down = linear(config.ffn, config.hidden, sigma=residual_sigma(config), **common)
+        self.chain: Chain = one_after_another
 
     def __call__(self, x: Array, segment_ids: Array | None = None) -> Array:
         """Tokens do not meet here, so `segment_ids` changes nothing."""
+        if self.kind == "relu_squared":
+            return self.chain(self.up, self.down, x, self._inside)
         up = self._inside(self.up(x))
-        if self.kind == "swiglu":
-            wide = up.astype(accumulator(up.dtype))
-            inner = nnx.silu(self._inside(self.gate(x)).astype(wide.dtype)) * wide
-            return self.down(inner.astype(up.dtype))
-        return self.down(relu_squared(up))
+        wide = up.astype(accumulator(up.dtype))
+        inner = nnx.silu(self._inside(self.gate(x)).astype(wide.dtype)) * wide
+        return self.down(inner.astype(up.dtype))
 
     def _inside(self, wide: Array) -> Array:
         axes = ("batch", "length", "features")
         return place(wide, *axes) if wide.ndim == 3 else wide
+
+
+def one_after_another(
+    up: nnx.Linear, down: nnx.Linear, x: Array, inside: Callable[[Array], Array]
+) -> Array:
+    """down(relu(up(x))^2), with what is inside laid out by `inside`."""
+    return down(relu_squared(inside(up(x))))
 
 
 @jax.custom_vjp

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from nvfp4_jax.chained import Bound
 from nvfp4_jax.dot_general import make_dot_general
 from nvfp4_jax.keys import layer_hash
 from nvfp4_jax.operands import amax_bits
@@ -30,6 +31,7 @@ from nvfp4_jax.recipe import Recipe, linear_layers
 from nvfp4_jax.residuals import weight_packs
 from nvfp4_jax.scopes import joined
 from nvfp4_jax.together import FeatureParts
+from nvfp4_jax.training.chains import bind_chains
 
 _BLOCK = re.compile(r"/(\d+)/")  # a block's number, which a recipe's paths write blocks_3
 Table = tuple[tuple[str, LinearPrecision], ...]
@@ -110,6 +112,7 @@ def make_bind(
     precisions = dict(table)
 
     def bind(block: Any, indices: tuple[int, ...], repeat: jax.Array | None) -> None:
+        bound: dict[str, Bound] = {}
         for name, linear in linears(block):
             paths = [f"blocks_{i}/{name}" for i in indices]
             amax = _gathered(amaxes or {}, paths, repeat)
@@ -128,6 +131,10 @@ def make_bind(
                 together is not None,
                 features,
             )
+            own = folded if precision.needs_key else None
+            bound[name] = Bound(precision, own, amax, joined(paths), layout)
+        if not together:
+            bind_chains(block, bound)
 
     return bind
 

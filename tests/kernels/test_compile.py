@@ -18,7 +18,7 @@ from jax import export
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nvfp4_jax.kernels import launch
+from nvfp4_jax.kernels import launch, relu_squared
 from nvfp4_jax.kernels.launch import Copy
 
 from .cases import COLUMN_WISE, ROTATED, ROW_WISE, TILES, stochastic
@@ -49,6 +49,41 @@ def through(shape, dtype, copies, capability):
         jax.ShapeDtypeStruct((len(copies), 2), jnp.uint32),
         jax.ShapeDtypeStruct((3,), jnp.uint32),
     )
+
+
+def squares(shape, dtype, copies, capability):
+    """relu(u)^2 and its gradient, with their amaxes."""
+
+    def run(u, dr, signs):
+        r = relu_squared.relu_squared(u, None, copies, signs, capability)
+        return r, relu_squared.relu_squared(u, dr, copies, signs, capability)
+
+    tensor = jax.ShapeDtypeStruct(shape, dtype)
+    return run, (tensor, tensor, jax.ShapeDtypeStruct((16,), jnp.float32))
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(
+    ("shape", "copies"),
+    [
+        ((1, 32768, 3072), (ROW_WISE, ROTATED)),
+        ((1, 37, 101), (ROW_WISE, ROTATED)),
+        ((2, 64, 512), (ROW_WISE,)),
+    ],
+    ids=str,
+)
+def test_relu_squared_lowers_without_a_gpu(shape, copies, capability):
+    run, arguments = squares(shape, jnp.bfloat16, copies, capability)
+    lowered = export.export(jax.jit(run), platforms=["cuda"], disabled_checks=EXPORTABLE)
+    assert "triton_kernel_call" in lowered(*arguments).mlir_module()
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_relu_squared_has_registers_for_sixteen_warps(monkeypatch, tmp_path, capability):
+    for code in machine_codes(monkeypatch, tmp_path, (ROW_WISE, ROTATED), capability, squares):
+        registers, stack, local = resources(code, tmp_path)
+        assert registers <= 128
+        assert stack + local == 0
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
@@ -94,8 +129,8 @@ def test_registers_for_sixteen_warps(monkeypatch, tmp_path, copies):
         assert resources(code, tmp_path)[0] <= 128
 
 
-def machine_codes(monkeypatch, folder, copies, capability) -> list[bytes]:
-    """Of every kernel that `through` launches."""
+def machine_codes(monkeypatch, folder, copies, capability, which=through) -> list[bytes]:
+    """Of every kernel that `through`, or another, launches."""
     monkeypatch.setattr(triton.knobs.cache, "dir", str(folder))  # jax-triton switches it off
     launched = []
 
@@ -106,7 +141,7 @@ def machine_codes(monkeypatch, folder, copies, capability) -> list[bytes]:
         return results if isinstance(out_shape, list | tuple) else results[0]
 
     monkeypatch.setattr(launch, "call", record)
-    run, arguments = through((1, 1024, 1024), jnp.bfloat16, copies, capability)
+    run, arguments = which((1, 1024, 1024), jnp.bfloat16, copies, capability)
     jax.eval_shape(run, *arguments)
     return [assembled(*one, capability) for one in launched]
 

@@ -20,6 +20,13 @@ def amax_bits(x, wanted, signs, round_to_bf16, compute_capability):
     return jnp.stack([jnp.max(scales.magnitude_bits(values)) for values in seen])
 
 
+def relu_squared(u, dr, copies, signs, compute_capability):
+    wide = jnp.maximum(u.astype(jnp.float32), 0)
+    wide = wide * wide if dr is None else 2 * wide * dr.astype(jnp.float32)
+    result = xla.to_bf16_values(wide).astype(jnp.bfloat16)
+    return result, amax_bits(result, copies, signs, False, compute_capability)
+
+
 def operands(x, copies, amax, signs, keys, offset, rows, round_to_bf16, compute_capability):
     results = []
     for copy, bits, key in zip(copies, amax, keys, strict=True):

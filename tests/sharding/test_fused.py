@@ -18,19 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 import nvfp4_jax as nvfp4
 from nvfp4_jax import Quantizer, hadamard
-from nvfp4_jax.kernels import (
-    available,
-    capability,
-    fused,
-    hopper_gemm,
-    launch,
-    scaled_product,
-    views,
-    xla,
-)
+from nvfp4_jax.kernels import fused, scaled_product, xla
 from nvfp4_jax.kernels.request import Request
 from tests.gemm.precisions import PAPER
-from tests.sharding import standin
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -48,29 +38,6 @@ PAIRS = (
 )
 SHAPES = ((128, 256), (2, 64, 128), (37, 50), (3, 40, 32))
 SPECS = (P("a", "b"), P(None, ("a", "b")), P(("a", "b")))
-
-
-@pytest.fixture
-def on_a_gpu(monkeypatch):
-    """As if this machine had an H100, whose kernels are the stand-in."""
-    for name in ("amax_bits", "operands", "packed", "unpacked"):
-        monkeypatch.setattr(launch, name, getattr(standin, name), raising=False)
-    for module in (capability, available, views):
-        monkeypatch.setattr(module, "capability", lambda: (9, 0))
-
-
-@pytest.fixture
-def products_on_a_cpu(monkeypatch):
-    """FP32 products of the same values: a CPU has no Hopper kernel, nor every bf16 product."""
-    monkeypatch.setattr(hopper_gemm, "unsupported", lambda *_: "there is no Hopper GPU here")
-
-    def sums(contract, a, b, dtype=jnp.float32):
-        numbers = ((contract[:1], contract[1:]), ((), ()))
-        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-        exact = jax.lax.dot_general(a, b, numbers, precision=jax.lax.Precision.HIGHEST)
-        return exact.astype(dtype)
-
-    monkeypatch.setattr(scaled_product, "_sums", sums)
 
 
 def requests(pair):
