@@ -31,6 +31,7 @@ from nvfp4_jax.training.state import initial_state
 from . import micro
 
 QUIET = Console(quiet=True)
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ALL_LAYERS = micro.RECIPE.replace('match = "blocks_1/mlp/up"', 'match = "blocks_*/**"')
 
 
