@@ -86,7 +86,7 @@ class Checkpoints:
         path = (self._folder / f"{step}{WRITING}").absolute()
         about: Any = {"run": run, "position": position}
         try:
-            with ocp.Context(async_options=_folders_first()):
+            with _folders_first():
                 response = ocp.save_async(str(path), cast(Any, state), custom_metadata=about)
         except OSError as error:
             raise self._failed(step, error) from error
@@ -167,14 +167,16 @@ def load(found: Found, abstract: TrainState) -> TrainState:
     return ocp.load(str(found.path.absolute()), cast(Any, abstract))
 
 
-def _folders_first() -> ocp.options.AsyncOptions:
+def _folders_first() -> ocp.Context:
     """Among one process, make a checkpoint's folders before anything waits for them.
 
     Where they cannot be made in the background, threads of Orbax wait for them all the same, and
     hold up the end of the process, for five minutes. Several processes do not wait for threads
     (`distributed.leaving_on_error`), and would have to meet while they train.
     """
-    return ocp.options.AsyncOptions(create_directories_asynchronously=jax.process_count() > 1)
+    context = ocp.Context()
+    context.asynchronous.create_directories_asynchronously = jax.process_count() > 1
+    return context
 
 
 def _age(path: Path) -> Aged:

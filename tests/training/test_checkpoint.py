@@ -100,6 +100,12 @@ def test_what_eight_devices_saved_any_mesh_loads_bit_for_bit(written, shape):
     assert (found.step, found.run, found.position) == (10, ABOUT["run"], ABOUT["position"])
 
 
+def test_a_save_says_nothing_in_the_log(tmp_path, caplog):
+    """Orbax warns through absl, in a terminal across the progress bar."""
+    write(tmp_path / "checkpoints", 1)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_what_one_device_saved_eight_load(tmp_path):
     one = SingleDeviceSharding(jax.devices()[3])
     saved = jax.tree.map(lambda leaf: jax.device_put(leaf, one), state(layout(1, 1)))
