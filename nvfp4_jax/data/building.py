@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvfp4_jax.training.errors import UsageError
+from nvfp4_jax.training.errors import StorageError, UsageError, reason
 from nvfp4_jax.training.manifest import MANIFEST
 
 
@@ -22,8 +22,8 @@ def building(out: Path) -> Iterator[Path]:
     """The folder to build in, which becomes `out` if all goes well.
 
     Raises:
-      UsageError: `out` is there and not empty, someone else builds it, or the disk does not take
-        it; then nothing is left behind.
+      UsageError: `out` is there and not empty, someone else builds it, or it cannot be made.
+      StorageError: the disk does not take what is written to it; nothing is left behind.
     """
     check_free(out)
     place = out.absolute().with_name(f".{out.absolute().name}.preparing")
@@ -40,8 +40,9 @@ def building(out: Path) -> Iterator[Path]:
         yield place
         os.replace(place, out)
     except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"--out {out}: cannot write: {reason}; nothing was kept") from None
+        raise StorageError(
+            f"--out {out}: cannot write: {reason(error)}; nothing was kept"
+        ) from None
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

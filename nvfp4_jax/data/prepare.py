@@ -49,6 +49,7 @@ def prepare(options: Prepare, console: Console | None = None) -> PreparedCorpus:
     Raises:
       UsageError: an option that cannot be honoured, a source that cannot be read, a record that is
         none; nothing was made.
+      StorageError: the disk is full or fails; nothing was kept.
     """
     console = console or Console()
     _check(options)

@@ -52,9 +52,14 @@ class ShardWriter:
 
 
 def store_array(path: Path, array: np.ndarray) -> Stored:
-    """Write an array to stay, and say what is there."""
+    """Write an array to stay, and say what is there.
+
+    `np.save` itself would say of a full disk how many items it wrote, and not that it is full.
+    """
     with path.open("wb") as file:
-        np.save(file, array)
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
         _to_disk(file)
     return _stored(path)
 

@@ -17,6 +17,7 @@ from nvfp4_jax.training import UsageError
 from nvfp4_jax.training.corpus import load_corpus
 from nvfp4_jax.training.errors import StorageError
 
+from ..training.test_faults import files_of_at_most
 from .texts import prepared, text, write_folder, write_json_lines, write_parquet
 
 
@@ -207,15 +208,16 @@ def test_what_stands_in_the_way_is_left_alone(copy, tmp_path):
     assert listing(tmp_path) == before
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
-    source = write_json_lines(tmp_path / "in.jsonl", [text(i) for i in range(30)])
+@pytest.mark.parametrize("share", [0.5, 1.5], ids=["spool", "shard"])
+def test_a_full_disk_is_named_and_nothing_is_left(share, tmp_path):
+    """It is full while sources are read, or when two bytes are written for each of their text."""
+    texts = [text(i) for i in range(30)]
+    source = write_json_lines(tmp_path / "in.jsonl", texts)
     before = listing(tmp_path)
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("numpy.save", full)
-    with pytest.raises(UsageError, match=r"--out .*out: cannot write: No space left on device"):
+    with (
+        files_of_at_most(int(share * sum(len(one.encode()) for one in texts))),
+        pytest.raises(StorageError, match=r"--out .*out: cannot write: File too large; nothing"),
+    ):
         prepared(tmp_path / "out", source, tokenizer="bytes")
     assert listing(tmp_path) == before
 
