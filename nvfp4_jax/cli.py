@@ -2,7 +2,8 @@
 
 A command is a frozen dataclass: its fields are the flags, its docstring the help. Exit status 0
 is success; 2 a request that cannot be honoured, with one message on standard error that names the
-place and the remedy, and nothing written; 1 a run that diverged; 130 Ctrl-C.
+place and the remedy, and nothing written; 1 a disk or folder that failed; 3 a run that diverged;
+130 Ctrl-C.
 
 What takes time to import (JAX, Flax, Orbax) is imported by the command that needs it.
 """

@@ -9,7 +9,8 @@
 #
 # SLURM sends SIGTERM ahead of the time limit and of a preemption: the run is saved at one step on
 # all nodes. It is queued again then, and continues; so it is after the loss of a node, which the
-# other processes notice within a minute. It is not after a mistake in the command (status 2).
+# other processes notice within a minute, or a disk that failed (status 1), up to 20 times. It is not
+# after a mistake in the command (2) or a run that diverged (3): it would come to the same.
 
 #SBATCH --job-name=nvfp4
 #SBATCH --nodes=2
@@ -30,7 +31,7 @@ srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-8}" nvfp4 train --distributed slurm
 status=$?
 
 whole=$workdir/parameters.safetensors # the last thing that a run writes
-if [[ ! -e $whole && $status -ne 2 ]] && ((${SLURM_RESTART_COUNT:-0} < 20)); then
+if [[ ! -e $whole && $status -ne 2 && $status -ne 3 ]] && ((${SLURM_RESTART_COUNT:-0} < 20)); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

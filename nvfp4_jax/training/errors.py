@@ -15,7 +15,10 @@ class UsageError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """Too many steps in a row had a loss or gradient that was not finite.
+
+    Status 3: whoever starts runs again by themselves need not start this one.
+    """
 
 
 class StorageError(RuntimeError):
@@ -32,7 +35,9 @@ def outcome(error: BaseException) -> tuple[str, int] | None:
 
     if isinstance(error, UsageError | RecipeError):
         return str(error), 2
-    if isinstance(error, Diverged | StorageError):
+    if isinstance(error, Diverged):
+        return str(error), 3
+    if isinstance(error, StorageError):
         return str(error), 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from nvfp4_jax.training.config import TrainConfig
-from nvfp4_jax.training.errors import StorageError, UsageError, outcome
+from nvfp4_jax.training.errors import Diverged, Interrupted, StorageError, UsageError, outcome
 from nvfp4_jax.training.files import replacing, write_atomically
 from nvfp4_jax.training.metrics import Lines, read_lines
 
@@ -86,8 +86,11 @@ def test_a_read_only_workdir_is_refused_before_anything_begins(tmp_path, monkeyp
         TrainConfig(workdir=tmp_path / "run").check()
 
 
-def test_a_failing_disk_is_status_1():
-    assert outcome(StorageError("full")) == ("full", 1)
+def test_failures_that_call_for_different_acts_have_different_statuses():
+    """The scripts of experiments/launch start a run again after the first alone."""
+    errors = StorageError("full"), UsageError("mistaken"), Diverged("bad"), Interrupted()
+    statuses = [status for _, status in filter(None, map(outcome, errors))]
+    assert statuses == [1, 2, 3, 130]
 
 
 @pytest.mark.parametrize("text", ["", "0", "-5", "often", "1.5", "0h", "h", "infh", "nanh"])

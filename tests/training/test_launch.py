@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from nvfp4_jax.training import TrainConfig
+from nvfp4_jax.training.errors import Diverged, UsageError, outcome
 from nvfp4_jax.training.mesh import parse_mesh
 from nvfp4_jax.training.prepare import check_mesh
 
@@ -57,6 +58,61 @@ def test_the_job_has_as_many_pods_as_processes_and_meets_at_the_first():
     assert f"--distributed {address}:{port['containerPort']} " in script
     assert service["spec"]["selector"] == {"job-name": name}
     assert job["spec"]["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+
+
+@pytest.fixture
+def pod(tmp_path):
+    """A pod's script as a process: what `nvfp4` is in it and what it writes are here."""
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    script = container["args"][0].replace("/shared/run", str(tmp_path))
+
+    def start(nvfp4: str) -> subprocess.Popen[bytes]:
+        before = f"cd {tmp_path}\nnvfp4() {{ {nvfp4}; }}\n"
+        return subprocess.Popen([*container["command"], before + script], stdout=subprocess.PIPE)
+
+    return start
+
+
+def status_of(process: subprocess.Popen[bytes]) -> int:
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.mark.parametrize(
+    ("nvfp4", "status"),
+    [
+        ("exit 2", 2),
+        ("exit 3", 3),
+        ("exit 1", 1),
+        ("nowhere", 127),
+        ("sleep 0.1; exit 134", 134),
+        ("touch parameters.safetensors", 0),
+        ("true", 75),
+    ],
+)
+def test_a_pod_ends_as_its_run_does_however_soon(pod, nvfp4, status):
+    started = [pod(nvfp4) for _ in range(10)]
+    assert [status_of(process) for process in started] == [status] * 10
+
+
+@pytest.mark.parametrize(("ended", "status"), [("exit 0", 75), ("exit 134", 134)])
+def test_a_pod_that_is_evicted_waits_for_its_run(pod, ended, status):
+    running = f"trap 'sleep 0.3; {ended}' TERM; echo; while true; do sleep 0.05; done"
+    process = pod(running)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.terminate()
+    assert status_of(process) == status
+
+
+def test_only_what_would_come_to_the_same_is_not_started_again():
+    _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    final = {status for _, status in filter(None, map(outcome, (UsageError(), Diverged())))}
+    assert (rule["action"], set(rule["onExitCodes"]["values"])) == ("FailJob", final)
+    script = (LAUNCH / "slurm.sh").read_text()
+    assert set(map(int, re.findall(r"\$status -ne (\d+)", script))) == final
 
 
 def commands_with_a_mesh() -> list[tuple[str, str]]:
