@@ -24,6 +24,24 @@ def explicit_mesh(*arrays: jax.Array) -> Any | None:
     return None
 
 
+def varying(array: jax.Array) -> frozenset[str]:
+    """Within `shard_map`: the mesh axes over which an array is known to differ between devices.
+
+    None where `shard_map` does not keep track of it (`check_vma=False`).
+    """
+    return jax.typeof(array).manual_axis_type.varying
+
+
+def to_vary(array: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """The array, said to vary over these axes too, so that its cotangent is summed over them.
+
+    `lax.dot_general` does this by itself for an operand that varies less than the other; what is a
+    `custom_vjp`, or a kernel that tells nothing of it, has to be helped.
+    """
+    missing = axes - varying(array)
+    return jax.lax.pcast(array, tuple(sorted(missing)), to="varying") if missing else array
+
+
 def run_automatic(fn: Callable, mesh: Any | None, out_sharding: Any, *args: Any) -> Any:
     """`fn(*args)` with the mesh's explicit axes automatic inside; plain `fn(*args)` without a mesh.
 

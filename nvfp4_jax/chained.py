@@ -29,7 +29,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float32
 
-from nvfp4_jax.axes import explicit_mesh
+from nvfp4_jax.axes import explicit_mesh, varying
 from nvfp4_jax.dot_general import (
     DGRAD_GRAD,
     FPROP_INPUT,
@@ -93,7 +93,8 @@ def relu_squared_mlp(
     """relu(x w_up)^2 w_down with amaxes handed on; None where that cannot be done.
 
     It can on a GPU that has the fused kernels, for a bf16 x, where both linears quantize their
-    input and gradient as the kernels can, and no mesh axes are explicit.
+    input and gradient as the kernels can, no mesh axes are explicit, and no `shard_map` keeps track
+    of what varies.
 
     Args:
       x: (..., features in).
@@ -106,7 +107,7 @@ def relu_squared_mlp(
     """
     if select(None).relu_squared is None or x.dtype != jnp.bfloat16 or x.ndim < 2:
         return None
-    if explicit_mesh(x, w_up, w_down) is not None:
+    if explicit_mesh(x, w_up, w_down) is not None or varying(x):
         return None
     matrix = jax.ShapeDtypeStruct((math.prod(x.shape[:-1]), w_up.shape[1]), x.dtype)
     inputs, signs = _asked(down, INPUTS)

@@ -41,7 +41,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from nvfp4_jax.axes import explicit_mesh, run_automatic
+from nvfp4_jax.axes import explicit_mesh, run_automatic, to_vary, varying
 from nvfp4_jax.contraction import Dims, merge, merged_axes, operand_dims, restore
 from nvfp4_jax.honoured import (
     check_arguments,
@@ -157,6 +157,8 @@ def make_dot_general(
         check_gathered(lhs, rhs, gathered)
         call = Call(linear_precision, numbers, dtype, implementation, sharding, name, gathered)
         check_native(linear_precision, implementation, matrix=not call.dims(lhs, rhs)[0].batch)
+        axes = varying(lhs) | varying(rhs)
+        lhs, rhs = to_vary(lhs, axes), to_vary(rhs, axes)
         if together:
             return _together(call, feature_parts, lhs, rhs, key, amaxes)
         return linear(call, lhs, rhs, key, amaxes)
@@ -188,7 +190,8 @@ def linear(call: Call, lhs: Array, rhs: Array, key: Array | None, amaxes: Amaxes
         return _fprop(call, Keep(), *arrays)[0]
 
     mesh = explicit_mesh(lhs, rhs)
-    return run_automatic(fprop, mesh, call.sharding, lhs, rhs, key, amaxes)
+    y = run_automatic(fprop, mesh, call.sharding, lhs, rhs, key, amaxes)
+    return to_vary(y, varying(lhs))
 
 
 def forward(call, lhs, rhs, key, amaxes):
@@ -202,6 +205,7 @@ def forward(call, lhs, rhs, key, amaxes):
     arrays = lhs, rhs, key, amaxes
     shardings = kept_shardings(mesh, fprop, x_dims, call.sharding, *arrays)
     y, kept_x, kept_w = run_automatic(fprop, mesh, shardings, *arrays)
+    y = to_vary(y, varying(lhs))
     kept_x = named(lhs if keep.input == "tensor" else kept_x)
     kept_w = rhs if keep.weight == "tensor" else kept_w
     return y, (Kept(kept_x, kept_w, jax.typeof(lhs), jax.typeof(rhs)), key, amaxes)
@@ -261,6 +265,7 @@ def backward(call, residuals, dy):
     mesh = explicit_mesh(dy, *jax.tree.leaves(kept))
     shardings = kept.lhs.sharding, kept.rhs.sharding
     dx, dw = run_automatic(partial(_gradients, call), mesh, shardings, dy, kept, key, amaxes)
+    dx, dw = (to_vary(d, t.manual_axis_type.varying) for d, t in ((dx, kept.lhs), (dw, kept.rhs)))
     return dx, dw, None, None
 
 
@@ -382,4 +387,5 @@ def _output_sharding(lhs, rhs, numbers, out_sharding):
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return lax.dot_general(a, b, numbers, out_sharding=out_sharding)
 
-    return jax.eval_shape(product, lhs, rhs).sharding
+    result: Any = jax.make_jaxpr(product)(lhs, rhs).out_avals[0]  # eval_shape's drops mixed axes
+    return result.sharding

@@ -32,8 +32,8 @@ KEY = jax.random.key(7)
 NUMBERS = (((1,), (0,)), ((), ()))
 
 
-def mesh_of(mode: AxisType) -> jax.sharding.Mesh:
-    return jax.make_mesh((4, 2), ("a", "b"), axis_types=(mode, mode))
+def mesh_of(mode: AxisType, other: AxisType | None = None) -> jax.sharding.Mesh:
+    return jax.make_mesh((4, 2), ("a", "b"), axis_types=(mode, other or mode))
 
 
 def raw(tree) -> list[bytes]:
@@ -104,6 +104,11 @@ def on_one_device(tensor) -> tuple:
     return (tensor, w, dy), forward_and_backward()(tensor, w, dy)
 
 
+def bound(result) -> float:
+    """dx is rounded to bf16 at the end, where a sum next to a tie may fall either way."""
+    return 96 * 2**-24 if result.dtype == jnp.float32 else 2**-9
+
+
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_three_gemms_agree_up_to_the_order_of_sums(on_one_device, mode):
     """Operands are equal to the bit; products may sum over devices in another order: n * 2^-24."""
@@ -124,12 +129,46 @@ def test_three_gemms_agree_up_to_the_order_of_sums(on_one_device, mode):
         for result, reference in zip(results, expected, strict=True):
             assert result.dtype == reference.dtype
             a, b = (np.asarray(v, np.float64) for v in (result, reference))
-            # dx is rounded to bf16 at the end, where a sum next to a tie may fall either way.
-            bound = 96 * 2**-24 if result.dtype == jnp.float32 else 2**-9
-            assert np.linalg.norm(a - b) <= bound * np.linalg.norm(b), name
+            assert np.linalg.norm(a - b) <= bound(result) * np.linalg.norm(b), name
         if mode == AxisType.Explicit:
             assert jax.typeof(results[0]).sharding.spec == specs[2]
             assert jax.typeof(results[2]).sharding.spec == specs[1]
+
+
+@pytest.mark.parametrize("modes", [MODES, MODES[::-1]], ids=str)
+def test_automatic_and_explicit_axes_of_one_mesh(on_one_device, modes):
+    arrays, expected = on_one_device
+    mesh, specs = mesh_of(*modes), (P("a", None), P(None, "b"), P("a", "b"))
+    with jax.set_mesh(mesh):
+        placed = [
+            jax.device_put(array, NamedSharding(mesh, spec))
+            for array, spec in zip(arrays, specs, strict=True)
+        ]
+        results = forward_and_backward()(*placed)
+    for result, reference in zip(results, expected, strict=True):
+        a, b = (np.asarray(v, np.float64) for v in (result, reference))
+        assert np.linalg.norm(a - b) <= bound(result) * np.linalg.norm(b)
+
+
+def test_shard_map_that_checks_what_varies_sums_a_shared_weights_gradient(on_one_device):
+    """As `lax.dot_general` does, and equal to the sum over shards that nobody keeps track of."""
+    arrays, _ = on_one_device
+    mesh, rows = mesh_of(AxisType.Auto), P(("a", "b"))
+
+    def mapped(check_vma: bool, of_weight):
+        def run(x, w, dy):
+            y, dx, dw = forward_and_backward()(x, w, dy)
+            return y, dx, of_weight(dw)
+
+        shared = P() if check_vma else rows
+        specs = {"in_specs": (rows, P(), rows), "out_specs": (rows, rows, shared)}
+        return jax.jit(jax.shard_map(run, mesh=mesh, check_vma=check_vma, **specs))(*arrays)
+
+    y, dx, dw = mapped(True, lambda dw: dw)
+    other_y, other_dx, parts = mapped(False, lambda dw: dw[None])
+    assert raw((y, dx)) == raw((other_y, other_dx))
+    total = np.sum(np.asarray(parts, np.float64), axis=0)
+    assert np.linalg.norm(dw - total) <= 8 * 2**-24 * np.linalg.norm(total)
 
 
 def test_out_sharding_without_explicit_axes_raises(tensor):

@@ -180,16 +180,23 @@ def test_a_linear_split_over_devices(on_a_gpu, products_on_a_cpu, specs):
     close(run(*map(jax.device_put, arguments(), (x_spec, w_spec, dy_spec))), expected())
 
 
-def test_a_shard_is_a_tensor_within_shard_map(on_a_gpu, products_on_a_cpu):
+@pytest.mark.parametrize("check", [False, True])
+def test_a_shard_is_a_tensor_within_shard_map(on_a_gpu, products_on_a_cpu, check):
+    """Where JAX checks what varies, a shared weight's gradient is the sum over shards."""
     mesh = jax.make_mesh((4,), ("a",), axis_types=(AxisType.Auto,))
     x, w, dy = arguments()
-    run = linear(PAPER, "triton")
     split = jax.shard_map(
-        run, mesh=mesh, in_specs=(P("a"), P(), P("a")), out_specs=P("a"), check_vma=False
+        linear(PAPER, "triton"),
+        mesh=mesh,
+        in_specs=(P("a"), P(), P("a")),
+        out_specs=(P("a"), P("a"), P() if check else P("a")),
+        check_vma=check,
     )
     y, dx, dw = jax.jit(split)(x, w, dy)
-    alone = jax.jit(linear(PAPER, "xla"))(x[:32], w, dy[:32])
-    close((y[:32], dx[:32], dw[:96]), alone)
+    alone = jax.jit(linear(PAPER, "xla"))
+    close((y[:32], dx[:32]), alone(x[:32], w, dy[:32])[:2])
+    shards = [alone(x[i : i + 32], w, dy[i : i + 32])[2] for i in range(0, 128, 32)]
+    close((dw,), (sum(shards) if check else jnp.concatenate(shards),))
 
 
 def test_a_linear_on_explicit_axes(on_a_gpu, products_on_a_cpu):
