@@ -95,7 +95,7 @@ def attend(
         implementation = "cudnn" if fused else None
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-    if choose(implementation, functools.partial(_obstacle, q)) == "xla":
+    if choose(implementation, functools.partial(_obstacle, q), "attention") == "xla":
         return _plain(q, k, v, segment_ids)
     if segment_ids is None:
         segment_ids = jnp.zeros(q.shape[:2], jnp.int32)

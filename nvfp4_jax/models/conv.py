@@ -93,7 +93,8 @@ def conv_silu(
             f"widths {widths} from column {start} on do not cut {channels} channels out of x with "
             f"{x.shape[-1]} columns"
         )
-    chosen = choose(implementation, functools.partial(_obstacle, x, weight, widths))
+    obstacle = functools.partial(_obstacle, x, weight, widths)
+    chosen = choose(implementation, obstacle, "convolution")
     return cast(tuple[Array, ...], _conv_silu(x, weight, bias, segment_ids, start, widths, chosen))
 
 

@@ -79,7 +79,7 @@ def rms_norm(
     Raises:
       ValueError: `triton` where it cannot run, saying why.
     """
-    chosen = choose(implementation, functools.partial(_obstacle, x, groups))
+    chosen = choose(implementation, functools.partial(_obstacle, x, groups), "RMSNorm")
     return cast(Array, _rms_norm(x, gate, weight, groups, eps, chosen))
 
 

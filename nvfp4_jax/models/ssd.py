@@ -36,6 +36,7 @@ Source: arXiv 2405.21060, section 6.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -113,7 +114,8 @@ def ssd(
 def _chosen(implementation: Implementation | None, x: Array, B: Array) -> Implementation:
     if implementation is None and x.dtype == jnp.float32:
         return "xla"  # faster: exact FP32 products have no tensor cores, and cuBLAS is good at them
-    return choose(implementation, lambda: ssd_tiles.obstacle(x.dtype, x.shape[3], B.shape[3]))
+    obstacle = functools.partial(ssd_tiles.obstacle, x.dtype, x.shape[3], B.shape[3])
+    return choose(implementation, obstacle, "state-space scan")
 
 
 def _xla(

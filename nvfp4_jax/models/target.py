@@ -3,13 +3,16 @@
 Plain XLA is the definition and runs everywhere. A kernel does the same in fewer passes over
 memory; it needs a GPU of a generation it compiles for, and arguments it was written for. The
 choice is made while a function is traced: by the GPU of this machine, or, when compiling for
-machines that are elsewhere, by the device of the abstract mesh in force.
+machines that are elsewhere, by the device of the abstract mesh in force. Where there is a GPU and
+plain XLA runs all the same, though nobody asked for it, the log says so once, with the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -75,7 +78,7 @@ def rounded(x: jax.Array) -> jax.Array:
 
 
 def choose(
-    implementation: Implementation | None, obstacle: Callable[[], str | None]
+    implementation: Implementation | None, obstacle: Callable[[], str | None], what: str
 ) -> Implementation:
     """The implementation to run.
 
@@ -83,6 +86,7 @@ def choose(
       implementation: a name means that one; None the fastest that can run.
       obstacle: tells why the kernel cannot take the arguments, None if it can. Called only where
         there is a GPU for it, so that Triton is imported only there.
+      what: the operation, as the log names it.
 
     Raises:
       ValueError: `triton` was asked for and cannot run, with the reason; an unknown name.
@@ -94,7 +98,14 @@ def choose(
     reason = _no_kernels() or obstacle()
     if implementation == "triton" and reason:
         raise ValueError(f"the Triton kernel cannot run: {reason}; leave implementation out")
+    if reason and not _plain.get() and capability() is not None:
+        _say_once(f"{what} in plain XLA: the Triton kernel cannot run: {reason}")
     return "xla" if reason else "triton"
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    logging.getLogger("nvfp4_jax").warning(message)
 
 
 def _no_kernels() -> str | None:
