@@ -43,6 +43,7 @@ from nvfp4_jax.training.feed import Feed
 from nvfp4_jax.training.interrupt import StopRequest, stop_requests
 from nvfp4_jax.training.journal import Journal
 from nvfp4_jax.training.metrics import read_lines
+from nvfp4_jax.training.occupied import occupied
 from nvfp4_jax.training.prepare import Run, prepare
 from nvfp4_jax.training.proof import judge_of
 from nvfp4_jax.training.resume import begin
@@ -54,6 +55,7 @@ from nvfp4_jax.training.workdir import (
     COMPILED,
     EVALUATION,
     find_description,
+    make_folder,
     remove_if_not_begun,
     write_description,
     write_parameters,
@@ -90,10 +92,31 @@ def console_here() -> Console:
 def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> Summary:
     began = time.monotonic()
     run = agreed(lambda: _checked(config, corpus), facts)
-    cache = config.compilation_cache or config.workdir / COMPILED
     with contextlib.ExitStack() as stack:
-        if is_first() and not config.workdir.exists():
-            stack.callback(remove_if_not_begun, config.workdir)
+        agreed(lambda: _move_in(run, console, stack) if is_first() else None)
+        loop, stopped_by = _in_its_folder(run, console)
+        if not stopped_by:
+            write_parameters(run, loop.state)
+        if is_first():
+            write_plot(run)
+        seconds = time.monotonic() - began
+        return summarize(config.workdir, int(loop.state.skipped), seconds, stopped_by)
+
+
+def _move_in(run: Run, console: Console, stack: contextlib.ExitStack) -> None:
+    """Have the workdir, made if it is missing, to this run alone until `stack` is closed."""
+    workdir = run.config.workdir
+    is_new = not workdir.exists()
+    make_folder(workdir)
+    stack.enter_context(occupied(workdir, lambda line: plainly(console, line)))
+    if is_new:
+        stack.callback(remove_if_not_begun, workdir)
+
+
+def _in_its_folder(run: Run, console: Console) -> tuple[_Loop, signal.Signals | None]:
+    """Every step there is to take, all saved; and what ended them early, if anything did."""
+    with contextlib.ExitStack() as stack:
+        cache = run.config.compilation_cache or run.config.workdir / COMPILED
         stack.enter_context(compilation_cache(cache))
         state, position = begin(run, lambda line: plainly(console, line))
         announce(run, state, console)
@@ -107,12 +130,7 @@ def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> S
         loop.save()
     if loop.feed.failure:
         raise loop.feed.failure
-    if not stopped_by:
-        write_parameters(run, loop.state)
-    if is_first():
-        write_plot(run)
-    seconds = time.monotonic() - began
-    return summarize(config.workdir, int(loop.state.skipped), seconds, stopped_by)
+    return loop, stopped_by
 
 
 def _checked(config: TrainConfig, corpus: AnyCorpus | None) -> Run:

@@ -15,6 +15,7 @@ checkpoints/              to continue from
 checkpoints-unreadable/   those found damaged, out of the way
 parameters.safetensors    the final FP32 parameters by path
 compilation-cache/        compiled programs, so that continuing starts at once
+.lock                     while a run is in it (`occupied`)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from safetensors.numpy import load_file, save_file
 from nvfp4_jax.training.distributed import is_first
 from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.files import replacing, write_atomically, write_json
+from nvfp4_jax.training.occupied import LOCK
 from nvfp4_jax.training.plot import plot_run, read_curve
 from nvfp4_jax.training.prepare import Run
 from nvfp4_jax.training.state import TrainState
@@ -42,9 +44,8 @@ METRICS, EVALUATION, TIMINGS = "metrics.jsonl", "evaluation.jsonl", "timings.jso
 
 
 def write_description(run: Run) -> None:
-    """Make the folder, and write what the run is into it."""
+    """Write what the run is into its folder."""
     workdir = run.config.workdir
-    make_folder(workdir)
     about = run.describe()
     text = about["recipe"].pop("text")
     table = run.recipe.explain(run.model, num_blocks=run.program.config.num_blocks)
@@ -78,7 +79,7 @@ def make_folder(workdir: Path) -> None:
 
 def remove_if_not_begun(workdir: Path) -> None:
     """Remove the folder of a run that was refused: one with nothing in it but compiled programs."""
-    if workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {COMPILED}:
+    if workdir.is_dir() and {path.name for path in workdir.iterdir()} <= {COMPILED, LOCK}:
         shutil.rmtree(workdir)
 
 
