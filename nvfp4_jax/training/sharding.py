@@ -152,11 +152,14 @@ def _tensor_first(axes: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tup
 
 
 def _store(mesh: Mesh, entries: list[list[str]], axes: tuple[str, ...], shape: Any) -> None:
-    """Cut a weight over `fsdp` too: the axis meant for it, or the other, in whole blocks if any."""
+    """Cut a weight over `fsdp` too: the axis meant for it, or the other, in whole blocks if any.
+
+    A single block stays whole: XLA would move its rounding out of reach of the proof of a step.
+    """
     order = sorted(range(len(axes)), key=lambda i: WEIGHTS[axes[i]] != "fsdp")
     for unit in (BLOCK, 1):
         for i in order:
-            if _shares(mesh, [*entries[i], "fsdp"], shape[i], unit):
+            if shape[i] > BLOCK and _shares(mesh, [*entries[i], "fsdp"], shape[i], unit):
                 entries[i].append("fsdp")
                 return
 

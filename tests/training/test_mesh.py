@@ -112,6 +112,7 @@ def test_a_weight_that_cannot_be_cut_one_way_is_cut_the_other():
         ((128, 40), P("fsdp", "tensor")),
         ((40, 41), P("fsdp", "tensor")),  # nowhere in whole blocks, but evenly
         ((81, 41), P(None, "tensor")),
+        ((16, 16), P(None, "tensor")),  # one block
     ):
         assert parameter_sharding(mesh, path, shape).spec == spec
 
