@@ -15,7 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -126,9 +126,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, action = _COMMANDS[command]
     logging.getLogger("jax._src.xla_bridge").addFilter(_one_line)
     quieten_orbax()
-    prog = f"nvfp4 {command}"
-    chosen = tyro.cli(options, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
-    _run(prog, action, chosen)
+    chosen = _parse(f"nvfp4 {command}", options, arguments)
+    _run(f"nvfp4 {command}", action, chosen)
+
+
+def _parse(prog: str, options: Any, arguments: list[str]) -> Any:
+    """What was chosen, of a command or of one of its tasks (`bench linear`).
+
+    A task is parsed by itself, and what follows a word that is none not at all: tyro would seek
+    the flags among all tasks, and call them `nvfp4 linear`.
+    """
+    tasks = {task.__origin__.__name__.lower(): task.__origin__ for task in get_args(options)}
+    word = arguments[0] if arguments else ""
+    if word in tasks:
+        prog, options, arguments = f"{prog} {word}", tasks[word], arguments[1:]
+    elif tasks:
+        is_flag = word.startswith("-") and word not in ("-h", "--help")
+        arguments = [] if is_flag else arguments[:1]
+    return tyro.cli(options, prog=prog, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _run(prog: str, action: Any, options: Any) -> None:

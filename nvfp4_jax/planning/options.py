@@ -20,12 +20,13 @@ class Plan:
       mesh: Devices and what is cut over them, data=8,fsdp=8; searched for if left out.
       batch: Rows a step, of all GPUs together.
       length: Tokens a row.
-      microbatches: Parts a batch is computed in; with no mesh searched for, unless it is given.
-      remat: As of train; with no mesh searched for, unless it is given.
-      scan, gather: As of train.
+      microbatches: Parts a batch is computed in; searched for if left out.
+      remat: As of train; searched for if left out.
+      scan: As of train.
+      gather: As of train.
       documents: Packed into a row, of equal length; attention does not look across them.
       tokens: Of the whole run, for its time.
-      tries: Meshes to compile at most, until one fits, when they are searched for.
+      tries: How many to compile at most, the best first, until one fits.
       json: Print JSON.
     """
 

@@ -132,6 +132,8 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("--seeds 0", "at least 1"),
     ),
     "bench-nothing": ("bench", ("Expected one of", "linear", "--help")),
+    "bench-flag": ("bench --rounds 3", ("Expected one of", "linear", "nvfp4 bench --help")),
+    "bench-misspelt": ("bench linear --roundz 3", ("--rounds", "nvfp4 bench linear --help")),
     "bench-unknown": ("bench liner", ("liner", "linear", "--help")),
     "bench-shape": ("bench linear --shapes 64x64", ("--shapes 64x64", "TOKENSxINxOUT")),
     "bench-empty-shape": ("bench linear --shapes 64x0x64", ("--shapes 64x0x64", "such as 4096")),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from nvfp4_jax.cli import main
+from nvfp4_jax.cli import _COMMANDS, Bench, Data, main
 from nvfp4_jax.recipe import available
 from nvfp4_jax.training import compare as comparison
 from nvfp4_jax.training import distributed
@@ -28,8 +31,22 @@ def test_help_lists_the_commands(argv, capsys):
     assert all(command in output for command in ("train", "explain", "compare", "data", "bench"))
 
 
-@pytest.mark.parametrize("command", ["train", "explain", "compare"])
-def test_help_of_a_command_explains_every_flag(command, capsys):
+OPTIONS = [
+    *(kind for kind, _ in _COMMANDS.values() if dataclasses.is_dataclass(kind)),
+    *(task.__origin__ for kind in (Bench, Data) for task in get_args(kind)),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.__name__)
+def test_help_explains_every_flag(options):
+    """In its own or an ancestor's docstring, each by itself: so tyro reads it."""
+    told = "".join(vars(kind).get("__doc__") or "" for kind in options.__mro__)
+    explained = set(re.findall(r"^ {6}(\w+): \S", told, re.MULTILINE))
+    assert {field.name for field in dataclasses.fields(options)} <= explained
+
+
+@pytest.mark.parametrize("command", ["train", "explain", "compare", "plan"])
+def test_help_of_a_command_has_its_flags(command, capsys):
     with pytest.raises(SystemExit) as exit:
         main([command, "--help"])
     assert exit.value.code == 0
