@@ -100,7 +100,7 @@ def _train(config: TrainConfig, console: Console, corpus: AnyCorpus | None) -> S
         if is_first():
             write_plot(run)
         seconds = time.monotonic() - began
-        return summarize(config.workdir, int(loop.state.skipped), seconds, stopped_by)
+        return summarize(config, loop.done, int(loop.state.skipped), seconds, stopped_by)
 
 
 def _move_in(run: Run, console: Console, stack: contextlib.ExitStack) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvfp4_jax.training.bits import bits_per_byte, read_bytes_per_token
+from nvfp4_jax.training.config import TrainConfig
 from nvfp4_jax.training.metrics import read_lines
 from nvfp4_jax.training.workdir import EVALUATION, METRICS
 
@@ -19,7 +20,7 @@ class Summary:
       workdir: its folder.
       step: steps done.
       tokens: tokens trained on.
-      loss: of the last training step, in nats a token; None if that step was skipped.
+      loss: of the last training step, in nats a token; None if it was skipped or its line is lost.
       bits_per_byte: on the held-out files, of the last evaluation; None before the first.
       skipped: steps skipped in all.
       seconds: the time this call took.
@@ -58,18 +59,22 @@ class Summary:
 
 
 def summarize(
-    workdir: Path, skipped: int, seconds: float, stopped_by: signal.Signals | None
+    config: TrainConfig,
+    step: int,
+    skipped: int,
+    seconds: float,
+    stopped_by: signal.Signals | None,
 ) -> Summary:
-    """The summary of the run that a folder's logs tell of."""
-    steps = read_lines(workdir / METRICS)
+    """The summary of a run after `step` steps; None for what logs that were lost do not tell."""
+    workdir = config.workdir
+    losses = {line["step"]: line["loss"] for line in read_lines(workdir / METRICS)[-1:]}
     held_out = read_lines(workdir / EVALUATION)
-    last = steps[-1] if steps else {"step": 0, "tokens": 0, "loss": None}
     bits = held_out[-1]["bits_per_byte"] if held_out else None
     return Summary(
         workdir,
-        last["step"],
-        last["tokens"],
-        last["loss"],
+        step,
+        step * config.tokens_per_step,
+        losses.get(step),
         bits,
         skipped,
         seconds,

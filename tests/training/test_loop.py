@@ -101,6 +101,13 @@ def test_a_finished_run_is_left_as_it_is(inputs, copy):
     assert {name: after[name] for name in before} == before
 
 
+def test_a_summary_counts_steps_whose_lines_were_lost(inputs, copy):
+    (copy / "metrics.jsonl").unlink()
+    summary = train(micro.config(inputs, copy), quiet())
+    assert (summary.step, summary.tokens, summary.loss) == (micro.STEPS, 128 * micro.STEPS, None)
+    assert str(summary).startswith(f"done: {micro.STEPS} steps, {128 * micro.STEPS:,} tokens, ")
+
+
 def test_a_torn_checkpoint_is_set_aside_and_the_one_before_used(inputs, finished, copy):
     """From step 10 on, past the recipe's switch at 6: the same lines and the same parameters."""
     (array,) = (copy / "checkpoints" / "12" / "state" / "d").iterdir()
