@@ -4,6 +4,7 @@ Claim: with as many rows a GPU, `data=N` and `fsdp=N` keep at least 90% of one G
 NVFP4 step takes at most 1.2 times the BF16 step's time; the first step's loss is that of one GPU on
 the same batch to 1e-5. `tensor=N` does one GPU's batch, and is told, not judged.
 Command: python -m experiments.scaling [--model 1b --rows 8 --length 4096 --meshes data fsdp]
+  (8 rows of `1b` take 87 GB of a GPU; on H100s --rows 4)
 Cost: of two H200 six to eight minutes, half of it compilation, in parallel on 32 cores.
 Method: each program is compiled by a process of its own, several at a time, and kept; then each is
 timed by a process that has the GPUs to itself and takes their memory as JAX does by default. Every

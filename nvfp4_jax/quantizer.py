@@ -99,11 +99,6 @@ class Quantizer:
         return block_shape(self.granularity)
 
     @property
-    def has_tensor_scale(self) -> bool:
-        """Whether an FP32 scale of the whole tensor exists (NVFP4, and `tensor` granularity)."""
-        return self.format == "nvfp4" or self.granularity == "tensor"
-
-    @property
     def needs_key(self) -> bool:
         """Whether quantizing draws random numbers."""
         return self.rounding == "stochastic" or self.sign == "random"

@@ -20,11 +20,6 @@ class Value(NamedTuple):
     path: tuple[int, ...] = ()
 
 
-def operand_value(program: Program, instruction: Instruction, number: int) -> Value:
-    """An operand as a value."""
-    return Value(instruction.computation, instruction.operands[number])
-
-
 def origins(program: Program, value: Value) -> list[Value]:
     """The values that `value` is, or may be; none where it is computed here, or is an input."""
     i = program.instructions[value.computation, value.name]

@@ -103,7 +103,7 @@ def operands(copies: tuple[Copy, ...], round_to_bf16: bool, capability: int) -> 
             x, copies, *rest, round_to_bf16=round_to_bf16, compute_capability=capability
         )
 
-    return _splitting(run, copies, len(copies), partial(_operands_rule, copies))
+    return _splitting(run, copies, len(copies), _operands_rule)
 
 
 @cache
@@ -166,7 +166,7 @@ def unpacked(copy: Copy, length: int, capability: int) -> Callable:
     return call
 
 
-def _operands_rule(copies: tuple[Copy, ...], mesh: Any, arguments: Any, results: Any):
+def _operands_rule(mesh: Any, arguments: Any, results: Any):
     """Every copy is laid out as x is; an axis that a rotation pads cannot be sharded."""
     shape = ir_shape(arguments[0])
     padded = {"r": any(ir_shape(r)[1] != shape[1] for r in results)}

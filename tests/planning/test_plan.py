@@ -73,6 +73,18 @@ def test_gradients_are_added_up_over_both_axes(forecast: Forecast):
     assert all(row.count > 0 and row.sent > 0 and row.seconds > 0 for row in forecast.traffic)
 
 
+def test_gradients_are_added_up_in_fp32(forecast: Forecast):
+    """All that is summed over rows; in bf16 weights travel, which are gathered."""
+    sums = [row for row in forecast.traffic if row.kind in ("all-reduce", "reduce-scatter")]
+    assert {(row.kind, *row.axes) for row in sums} >= {
+        ("reduce-scatter", "fsdp"),
+        ("all-reduce", "data"),
+        ("all-reduce", "data", "fsdp"),
+    }
+    assert {row.dtype for row in sums} == {"f32"}
+    assert {row.dtype for row in forecast.traffic if row not in sums} == {"bf16"}
+
+
 def test_time_is_the_sum_of_what_it_goes_into(forecast: Forecast):
     timing = forecast.timing
     assert sum(timing.spent.values()) == pytest.approx(timing.seconds)
