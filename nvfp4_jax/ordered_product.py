@@ -23,6 +23,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from nvfp4_jax.contraction import Axes, Merged
+from nvfp4_jax.kernels.capability import capability
+from nvfp4_jax.kernels.one_by_one import one_by_one
 from nvfp4_jax.operands import Scaled
 from nvfp4_jax.product import multiply, scale_sums
 
@@ -77,6 +79,8 @@ def _products(a: Scaled, b: Scaled, cuts: Cuts) -> Array:
     """
     rows, columns = _tiles(a, cuts.rows, cuts.sums), _tiles(b, cuts.columns, cuts.sums)
     grid = (cuts.sums, cuts.rows, cuts.columns)
+    if capability() is not None:
+        return one_by_one(rows, columns)
     rows = jnp.broadcast_to(rows[:, :, None], (*grid, *rows.shape[2:]))
     columns = jnp.broadcast_to(columns[:, None], (*grid, *columns.shape[2:]))
 

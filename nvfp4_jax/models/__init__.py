@@ -5,6 +5,7 @@ from nvfp4_jax.models.apply import apply_blocks as apply_blocks
 from nvfp4_jax.models.config import HybridConfig as HybridConfig
 from nvfp4_jax.models.hybrid import Hybrid as Hybrid
 from nvfp4_jax.models.hybrid import count_parameters as count_parameters
+from nvfp4_jax.models.pieces import cutting as cutting
 from nvfp4_jax.models.placement import place as place
 from nvfp4_jax.models.placement import placing as placing
 from nvfp4_jax.models.presets import PRESETS as PRESETS

@@ -22,6 +22,7 @@ from nvfp4_jax.models import rope, segments
 from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.initialization import residual_sigma
 from nvfp4_jax.models.linear import linear
+from nvfp4_jax.models.pieces import in_pieces
 from nvfp4_jax.models.placement import place
 from nvfp4_jax.models.product import accumulator, contract
 from nvfp4_jax.models.target import choose
@@ -54,13 +55,18 @@ class Attention(nnx.Module):
             place(layer(x).reshape(batch, length, -1, self.head_dim), *HEADS)
             for layer in (self.q, self.k, self.v)
         )
+        mixed = in_pieces(self._mix, (q, 2), (k, 2), (v, 2), (segment_ids, None), result=2)
+        mixed = mixed.reshape(batch, length, -1)
+        return self.o(place(mixed, "batch", "length", "features"))
+
+    def _mix(self, q: Array, k: Array, v: Array, segment_ids: Array | None) -> Array:
+        """Attention of some heads, or all, which know their positions if the model has any."""
         if self.rope_theta is not None:
-            position = jnp.arange(length)[None]
+            position = jnp.arange(q.shape[1])[None]
             if segment_ids is not None:
                 position = segments.positions(segment_ids)
             q, k = (rope.rotate(part, position, self.rope_theta) for part in (q, k))
-        mixed = attend(q, k, v, segment_ids).reshape(batch, length, -1)
-        return self.o(place(mixed, "batch", "length", "features"))
+        return attend(q, k, v, segment_ids)
 
 
 def attend(

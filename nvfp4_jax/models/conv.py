@@ -24,6 +24,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from nvfp4_jax.models.initialization import conv_uniform
+from nvfp4_jax.models.pieces import in_pieces
 from nvfp4_jax.models.product import accumulator
 from nvfp4_jax.models.target import Implementation, choose, rounded
 
@@ -54,8 +55,12 @@ class CausalConv(nnx.Module):
         ends = list(itertools.accumulate(part.shape[-1] for part in parts))[:-1]
         weights = jnp.split(self.weight[...], ends, axis=1)
         biases = jnp.split(self.bias[...], ends)
+
+        def conv(x: Array, weight: Array, bias: Array, segment_ids: Array | None) -> Array:
+            return conv_silu(x, weight, bias, segment_ids, widths=(x.shape[-1],))[0]
+
         return tuple(
-            conv_silu(x, w, b, segment_ids, widths=(x.shape[-1],))[0]
+            in_pieces(conv, (x, 2), (w, 1), (b, 0), (segment_ids, None), result=2)
             for x, w, b in zip(parts, weights, biases, strict=True)
         )
 

@@ -10,6 +10,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from nvfp4_jax.models.pieces import in_pieces
+
 
 class Embedding(nnx.Module):
     """tokens (...) to rows (..., features) in the compute dtype; entries start at N(0, sigma^2)."""
@@ -29,4 +31,8 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, tokens: Array) -> Array:
-        return self.weight[...][tokens].astype(self.dtype)
+
+        def rows(weight: jax.Array, tokens: jax.Array) -> jax.Array:
+            return weight[tokens].astype(self.dtype)
+
+        return in_pieces(rows, (self.weight[...], None), (tokens, None), result=None)

@@ -28,6 +28,7 @@ from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.conv import CausalConv
 from nvfp4_jax.models.linear import linear
 from nvfp4_jax.models.norm import GatedGroupNorm
+from nvfp4_jax.models.pieces import in_pieces
 from nvfp4_jax.models.placement import is_cut, place
 from nvfp4_jax.models.product import accumulator
 from nvfp4_jax.models.ssd import ssd
@@ -63,7 +64,7 @@ class Mamba2(nnx.Module):
         projected = self.in_proj(u)
         convolved = self._cut_by_heads if is_cut("heads") else self._read_in_place
         z, x, B, C, dt = convolved(projected, segment_ids)
-        y = self.norm(self._scan(x, B, C, self._steps(dt), segment_ids), z)
+        y = self.norm(self._scanned(x, B, C, dt, segment_ids), z)
         return self.out_proj(place(y, "batch", "length", "features"))
 
     def _read_in_place(self, projected: Array, segment_ids: Array | None) -> tuple[Array, ...]:
@@ -85,22 +86,39 @@ class Mamba2(nnx.Module):
         """Columns of z and of x; of B and of C."""
         return self.config.mamba_inner, self.config.groups * self.config.state
 
-    def _scan(self, x: Array, B: Array, C: Array, dt: Array, segment_ids: Array | None) -> Array:
+    def _scanned(self, x: Array, B: Array, C: Array, dt: Array, segment_ids: Array | None) -> Array:
         """(batch, length, d): the state-space scan of the convolved x, B and C."""
+        heads = (self.dt_bias[...], 0), (self.A_log[...], 0), (self.D[...], 0)
+        tokens = (x, 2), (B, 2), (C, 2), (dt, 2)
+        return in_pieces(self._scan, *tokens, *heads, (segment_ids, None), result=2)
+
+    def _scan(
+        self,
+        x: Array,
+        B: Array,
+        C: Array,
+        dt: Array,
+        dt_bias: Array,
+        A_log: Array,
+        D: Array,
+        segment_ids: Array | None,
+    ) -> Array:
+        """The same of some heads, or all."""
         config = self.config
         x, B, C = (
-            part.reshape(*part.shape[:2], rows, -1)
-            for part, rows in zip(
-                (x, B, C), (config.mamba_heads, config.groups, config.groups), strict=True
+            part.reshape(*part.shape[:2], -1, width)
+            for part, width in zip(
+                (x, B, C), (config.mamba_head_dim, config.state, config.state), strict=True
             )
         )
-        A = -jnp.exp(self.A_log[...].astype(dt.dtype))
-        y, _ = ssd(x, dt, A, B, C, self.D[...], chunk=config.chunk, seq_idx=segment_ids)
+        dt = self._steps(dt, dt_bias)
+        A = -jnp.exp(A_log.astype(dt.dtype))
+        y, _ = ssd(x, dt, A, B, C, D, chunk=config.chunk, seq_idx=segment_ids)
         return y.reshape(*y.shape[:2], -1)
 
-    def _steps(self, dt: Array) -> Array:
-        """softplus(dt + dt_bias) within dt_limit, (batch, length, H), FP32."""
+    def _steps(self, dt: Array, bias: Array) -> Array:
+        """softplus(dt + bias) within dt_limit, (batch, length, H), FP32."""
         low, high = self.config.dt_limit
         dt = dt.astype(accumulator(dt.dtype))
-        dt = jax.nn.softplus(dt + self.dt_bias[...].astype(dt.dtype)[None, None])
+        dt = jax.nn.softplus(dt + bias.astype(dt.dtype)[None, None])
         return dt if (low, high) == (0, math.inf) else jnp.clip(dt, low, high)

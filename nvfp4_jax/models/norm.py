@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from nvfp4_jax.models.pieces import in_pieces
 from nvfp4_jax.models.product import accumulator
 from nvfp4_jax.models.target import Implementation, choose, rounded
 
@@ -148,7 +149,8 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        return rms_norm(x, self.weight[...], eps=self.eps)
+        norm = functools.partial(rms_norm, eps=self.eps)
+        return in_pieces(norm, (x, None), (self.weight[...], None), result=None)
 
 
 class GatedGroupNorm(nnx.Module):
@@ -167,4 +169,9 @@ class GatedGroupNorm(nnx.Module):
 
     def __call__(self, y: Array, z: Array) -> Array:
         """y (..., d), z (..., at least d), its first d columns the gate; as y in dtype."""
-        return rms_norm(y, self.weight[...], eps=self.eps, gate=z, groups=self.groups)
+        channels, last = self.weight.size // self.groups, y.ndim - 1
+
+        def norm(y: Array, z: Array, weight: Array) -> Array:
+            return rms_norm(y, weight, eps=self.eps, gate=z, groups=weight.size // channels)
+
+        return in_pieces(norm, (y, last), (z, last), (self.weight[...], 0), result=last)

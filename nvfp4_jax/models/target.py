@@ -20,6 +20,8 @@ from typing import Literal
 
 import jax
 
+from nvfp4_jax.models.pieces import is_cutting
+
 Capability = tuple[int, int]
 Implementation = Literal["xla", "triton"]
 
@@ -69,12 +71,12 @@ def plain_operations() -> Iterator[None]:
 
 
 def rounded(x: jax.Array) -> jax.Array:
-    """x; under `plain_operations`, and forward and backward, as it is before it is read.
+    """x; under `plain_operations` or in pieces, and both ways, as it is before it is read.
 
     A product that is fused with the sum that reads it is rounded with it, once (FMA). Whether it is
     fused depends on shapes, and so on the mesh.
     """
-    return jax.lax.optimization_barrier(x) if _plain.get() else x
+    return jax.lax.optimization_barrier(x) if _plain.get() or is_cutting() else x
 
 
 def choose(

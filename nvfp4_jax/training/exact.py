@@ -11,6 +11,13 @@ from __future__ import annotations
 OPTIONS: dict[str, bool | int | str] = {"xla_allow_excess_precision": False}
 """For `lowered.compile(compiler_options=...)` or `jax.jit(..., compiler_options=...)`."""
 
-ORDERED: dict[str, bool | int | str] = OPTIONS | {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""For sums in one order (`ordered`): XLA's CPU backend gives some reductions, those with many
-results, to a library (YNN) that adds up in another order; on a mesh a device has fewer results."""
+ORDERED: dict[str, bool | int | str] = OPTIONS | {
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    "xla_gpu_autotune_level": 0,
+    "xla_gpu_deterministic_ops": True,
+    "xla_gpu_enable_triton_gemm": False,
+}
+"""For sums in one order (`ordered`). XLA's CPU backend gives some reductions, those with many
+results, to a library (YNN) that adds up in another order; on a mesh a device has fewer results. On
+GPUs no kernel is chosen by trial, which may end otherwise on another mesh: products are cuBLAS's,
+by its own choice for their size, and nothing is added up by atomics."""

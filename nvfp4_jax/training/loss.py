@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from nvfp4_jax.models.pieces import in_pieces
+from nvfp4_jax.models.target import rounded
 from nvfp4_jax.training.gathering import whole
 from nvfp4_jax.training.sharding import parameter_sharding, sharding
 
@@ -92,7 +94,8 @@ def _on_mesh(head, weights, hidden, targets, mask, vocabulary, logits_in_memory,
 
 
 def _loss_sum(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    return cast(jax.Array, _cross_entropy(logits.astype(jnp.float32), targets, mask))
+    operands = (logits.astype(jnp.float32), None), (targets, None), (mask, None)
+    return in_pieces(_cross_entropy, *operands, result=None)
 
 
 @jax.custom_vjp
@@ -107,9 +110,16 @@ def _cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> ja
 
 def _cross_entropy_forward(logits: jax.Array, targets: jax.Array, mask: jax.Array):
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    normalizer = jax.nn.logsumexp(logits, axis=-1)
+    normalizer = _normalizer(logits)
     total = jnp.sum(jnp.where(mask, normalizer - chosen, 0.0))
     return total, (logits, normalizer, targets, mask)
+
+
+def _normalizer(logits: jax.Array) -> jax.Array:
+    """log sum exp of a row; `jax.nn.logsumexp` in which the sum is a piece of its own."""
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    return jnp.log(rounded(jnp.sum(jnp.exp(logits - top), axis=-1))) + top[:, 0]
 
 
 def _cross_entropy_backward(kept: tuple[jax.Array, ...], slope: jax.Array):

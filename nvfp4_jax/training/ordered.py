@@ -41,9 +41,11 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nvfp4_jax.axes import shard_count
-from nvfp4_jax.models import placing, plain_operations
+from nvfp4_jax.kernels.capability import capability
+from nvfp4_jax.models import cutting, placing, plain_operations
 from nvfp4_jax.ordered_product import sum_in_pairs
 from nvfp4_jax.together import FeatureParts
+from nvfp4_jax.training.pieces import one_at_a_time
 from nvfp4_jax.training.sharding import (
     ACTIVATIONS,
     constrain,
@@ -62,7 +64,12 @@ Loss = Callable[[Parameters, Arrays], jax.Array]
 
 
 def ordered_gradients(
-    loss: Loss, parameters: Parameters, batch: Arrays, parts: int, mesh: Mesh | None
+    loss: Loss,
+    parameters: Parameters,
+    batch: Arrays,
+    parts: int,
+    mesh: Mesh | None,
+    feature_parts: int = 1,
 ) -> tuple[jax.Array, Parameters]:
     """(sum of the loss over `parts` parts of the batch, its gradients), summed as a tree of parts.
 
@@ -72,6 +79,7 @@ def ordered_gradients(
       batch: arrays (rows, ...).
       parts: a power of two that divides the rows, and a multiple of the devices that share them.
       mesh: the training mesh, with no axes but `data`, `fsdp` and `tensor`; None for one device.
+      feature_parts: that features inside a layer are computed in, where pieces are (`pieces`).
     """
     cut = {name: _cut(array, parts, mesh) for name, array in batch.items()}
     layouts = {path: _when_multiplied(mesh, path, w.shape) for path, w in parameters.items()}
@@ -86,7 +94,7 @@ def ordered_gradients(
         out_axes=(0, None),
         spmd_axis_name=None if mesh is None else ROWS,
     )
-    with plain_operations(), _laid_out(mesh):
+    with _same_everywhere(mesh, feature_parts), _laid_out(mesh):
         losses, gradients = each(parameters, cut)
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     return tree_sum(losses, everywhere), lax.optimization_barrier(gradients)
@@ -105,6 +113,15 @@ def feature_parts(path: str, parts: int) -> FeatureParts | None:
     """How the products of the weight of this path are cut in `parts` of the features."""
     axis = feature_axis(path)
     return None if axis is None or parts == 1 else FeatureParts(("in", "out")[axis], parts)
+
+
+def _same_everywhere(
+    mesh: Mesh | None, feature_parts: int
+) -> contextlib.AbstractContextManager[None]:
+    """On GPUs one piece after the other; on CPUs plain operations, whose bits are not by shape."""
+    if capability() is None:
+        return plain_operations()
+    return cutting(one_at_a_time(mesh, feature_parts))
 
 
 def _laid_out(mesh: Mesh | None) -> contextlib.AbstractContextManager[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from nvfp4_jax.kernels.capability import capability
 from nvfp4_jax.models import Hybrid, HybridConfig
 from nvfp4_jax.operands import emulated
 from nvfp4_jax.precision import GEMMS, LinearPrecision, rotation
@@ -84,6 +85,11 @@ def _check_features(parts: int, mesh: MeshShape, model: Hybrid) -> None:
             raise UsageError(
                 f"--sum-parts: the model has {name} = {count}, which tensor={mesh.tensor} does not "
                 "divide: products inside one would be shared; use a smaller tensor"
+            )
+        if count % parts and capability() is not None:
+            raise UsageError(
+                f"{flag}: GPUs compute one part of the features at a time, and the model has "
+                f"{name} = {count}, which it does not divide; give fewer"
             )
     for path, linear in linears(model):
         axis, shape = feature_axis(f"{path}/kernel"), linear.kernel.shape

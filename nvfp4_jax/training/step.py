@@ -189,7 +189,9 @@ def _value_and_grad(
     if program.sum_parts is None:
         return jax.value_and_grad(partial(loss, program))(parameters, batch)
     alone = partial(loss, dataclasses.replace(program, mesh=None))
-    return ordered_gradients(alone, parameters, batch, program.sum_parts, program.mesh)
+    return ordered_gradients(
+        alone, parameters, batch, program.sum_parts, program.mesh, program.feature_parts
+    )
 
 
 def _as_stored(program: Program, grads: Parameters) -> Parameters:
