@@ -39,14 +39,23 @@ def _row(x: Array, others: Array) -> Array:
 
 
 def _product(x: Array, y: Array) -> Array:
-    x, y = lax.optimization_barrier((_by_rows(x), _by_rows(y)))
+    x, y = set_apart(x, y)
     sums = lax.dot_general(x, y, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return lax.optimization_barrier(_by_rows(sums))
+    return set_apart(sums)[0]
+
+
+def set_apart(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays, so that what is computed of them is compiled alike wherever it stands.
+
+    Nothing is fused over a barrier. In memory an array has its last axis inmost: of a transposed
+    one, products and sums would be other kernels, and it is the neighbours that would decide.
+    """
+    arrays = lax.optimization_barrier(tuple(map(_by_rows, arrays)))
+    return tuple(map(_by_rows, arrays))
 
 
 def _by_rows(x: Array) -> Array:
-    """x, in memory as written: a transposed matrix would be multiplied by another kernel."""
-    return with_layout_constraint(x, Layout((0, 1)))
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if x.ndim > 1 else x
 
 
 def _partition(mesh: Any, arguments: Any, result: Any):

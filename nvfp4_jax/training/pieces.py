@@ -22,6 +22,7 @@ from jax.custom_batching import custom_vmap
 from jax.sharding import Mesh, PartitionSpec
 
 from nvfp4_jax.axes import shard_count
+from nvfp4_jax.kernels.one_by_one import set_apart
 from nvfp4_jax.models.pieces import Function, Operand, Rule
 from nvfp4_jax.training.sharding import ACTIVATIONS
 
@@ -130,7 +131,7 @@ def _cut(arrays: Sequence[jax.Array], axes: Axes, index: int, count: int) -> lis
 
 
 def _piece(function: Functions, arrays: Sequence[jax.Array]) -> Arrays:
-    return lax.optimization_barrier(function(*lax.optimization_barrier(tuple(arrays))))
+    return set_apart(*function(*set_apart(*arrays)))
 
 
 def _joined(pieces: Sequence[jax.Array], axis: int | None) -> jax.Array:

@@ -1,0 +1,99 @@
+"""Sums in one order on GPUs: what multiplies, adds up or runs as a kernel there, device by device.
+
+The same bits on any mesh rest on every device running the same code for a piece. So one GPU's
+program must have every product, reduction and kernel of a program for four, of the same sizes and
+layouts and with the same arguments to the library; and products must be nobody's but the library's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import jax
+import pytest
+from flax import nnx
+
+from nvfp4_jax.compile_for import compile_for, mesh_of
+from nvfp4_jax.compiled.hlo import Instruction, Program, parse
+from nvfp4_jax.models import HybridConfig
+from nvfp4_jax.recipe import load_recipe
+from nvfp4_jax.training import step
+from nvfp4_jax.training.binding import precision_table
+from nvfp4_jax.training.exact import ORDERED
+from nvfp4_jax.training.mesh import make_mesh, parse_mesh
+from nvfp4_jax.training.optimizer import adamw
+from nvfp4_jax.training.proof import batch_shapes
+from nvfp4_jax.training.sharding import placed_shapes, sharding, state_shardings
+from nvfp4_jax.training.state import abstract_model, initial_state
+
+MODEL = HybridConfig(
+    pattern="M*-",
+    hidden=64,
+    vocabulary=256,
+    ffn=128,
+    attention_heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mamba_heads=8,
+    mamba_head_dim=16,
+    state=16,
+    groups=2,
+    chunk=16,
+)
+SUMS = ("reduce", "dot", "convolution", "scatter", "sort")
+COUNT = "jit(of_batch)/reduce_sum"  # of unmasked targets: whole numbers, in any order
+
+
+def compiled(name: str) -> Program:
+    """Loss and gradients of a first step on a mesh of H200s, BF16."""
+    shape = parse_mesh(name)
+    mesh = make_mesh(shape, list(mesh_of("h200", {"data": shape.size}).devices.flat))
+    model = abstract_model(MODEL)
+    table = precision_table(load_recipe("bf16"), model, MODEL.num_blocks)
+    program = step.Program(MODEL, nnx.graphdef(model), mesh=mesh, sum_parts=2, feature_parts=2)
+    shapes = jax.eval_shape(lambda: initial_state(MODEL, adamw(), 0))
+    parameters = placed_shapes(shapes, state_shardings(mesh, shapes)).parameters
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding(mesh))
+    text = compile_for(
+        mesh,
+        step.make_gradients(program, table),
+        parameters,
+        batch_shapes(mesh, 1, 4, 64),
+        key,
+        compiler_options=ORDERED,
+    ).as_text()
+    assert text is not None
+    return parse(text)
+
+
+def computing(program: Program) -> set[tuple[str, ...]]:
+    """Every call of a library or a kernel, with sizes and arguments; every sum, with its sizes."""
+    return {told for i in program.instructions.values() for told in _told(program, i)}
+
+
+def _told(program: Program, one: Instruction) -> Iterator[tuple[str, ...]]:
+    operands = [program.instructions[one.computation, name].type for name in one.operands]
+    if one.target in ("__cublas$lt$matmul", "__cublas$gemm"):
+        config = re.sub(r'"operation_queue_id":"\d+"', "", one.config)
+        yield (one.target, one.type, *operands, config)
+    elif one.target == "triton_kernel_call":
+        yield (one.target, one.type, *operands, one.op_name.rpartition("/")[2])
+    elif one.opcode in SUMS and one.type.startswith("f32") and one.op_name != COUNT:
+        yield (one.opcode, one.type, *operands)
+
+
+@pytest.fixture(scope="module")
+def alone() -> set[tuple[str, ...]]:
+    """What one GPU computes."""
+    return computing(compiled("data=1"))
+
+
+def test_every_gpu_computes_pieces_as_one_gpu_does(alone):
+    there = computing(compiled("data=2,tensor=2"))
+    assert sorted(there - alone) == []
+    assert sorted(alone - there) == []
+    kinds = [kind for kind, *_ in alone]
+    assert kinds.count("__cublas$lt$matmul") >= 8
+    assert kinds.count("triton_kernel_call") >= 8
+    assert "dot" not in kinds
