@@ -19,12 +19,15 @@ stream and the norms between layers, is whole on each of them.
 What is one for the whole batch stays so: amaxes and random bits are those of all its tokens (see
 `nvfp4_jax.together`), so the parts never show but in the order of sums.
 
-It costs memory, a part's whole FP32 gradient of a layer at a time, and on one device a pass over it
-for every part; weights are gathered in FP32, and the model's own kernels give way to plain
-operations, which can be mapped. Evaluations, of which nothing follows, are summed in any order. On
-CPUs the bits are then the same on every mesh of `data`, `fsdp` and `tensor`. On GPUs they are not,
-from the first step on, even where no kernel is chosen by trial: what else differs there is not
-known (BENCHMARKS.md, "The same run on any mesh").
+What lies between the sums must be compiled alike whatever the mesh. On CPUs plain operations do,
+which can be mapped over parts, with barriers where a product would be fused with a sum. On GPUs
+nearly everything depends on shapes, so there it is computed piece by piece (`training.pieces`),
+products one by one (`kernels.one_by_one`), and no kernel is chosen by trial (`training.exact`).
+
+The bits are then the same on every mesh of `data`, `fsdp` and `tensor` of one kind of device
+(BENCHMARKS.md, "The same run on any mesh"). It costs memory, a part's whole FP32 gradient of a
+layer at a time, and on one device a pass over it for every part; weights are gathered in FP32.
+Evaluations, of which nothing follows, are summed in any order.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nvfp4_jax.axes import shard_count
 from nvfp4_jax.kernels.capability import capability
+from nvfp4_jax.kernels.one_by_one import set_apart
 from nvfp4_jax.models import cutting, placing, plain_operations
 from nvfp4_jax.ordered_product import sum_in_pairs
 from nvfp4_jax.together import FeatureParts
@@ -118,7 +122,7 @@ def feature_parts(path: str, parts: int) -> FeatureParts | None:
 def _same_everywhere(
     mesh: Mesh | None, feature_parts: int
 ) -> contextlib.AbstractContextManager[None]:
-    """On GPUs one piece after the other; on CPUs plain operations, whose bits are not by shape."""
+    """On GPUs one piece after the other; on CPUs plain operations."""
     if capability() is None:
         return plain_operations()
     return cutting(one_at_a_time(mesh, feature_parts))
@@ -134,7 +138,7 @@ def whole(parameters: Parameters, mesh: Mesh | None) -> Parameters:
     if mesh is not None:
         everywhere = NamedSharding(mesh, PartitionSpec())
         parameters = lax.with_sharding_constraint(parameters, everywhere)
-    return lax.optimization_barrier(parameters)
+    return dict(zip(parameters, set_apart(*parameters.values()), strict=True))
 
 
 def _cut(array: jax.Array, parts: int, mesh: Mesh | None) -> jax.Array:
