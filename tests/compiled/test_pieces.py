@@ -15,17 +15,17 @@ import pytest
 from flax import nnx
 
 from nvfp4_jax.compile_for import compile_for, mesh_of
-from nvfp4_jax.compiled.hlo import Instruction, Program, parse
+from nvfp4_jax.compiled import hlo
 from nvfp4_jax.models import HybridConfig
 from nvfp4_jax.recipe import load_recipe
-from nvfp4_jax.training import step
 from nvfp4_jax.training.binding import precision_table
 from nvfp4_jax.training.exact import ORDERED
 from nvfp4_jax.training.mesh import make_mesh, parse_mesh
-from nvfp4_jax.training.optimizer import adamw
+from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
 from nvfp4_jax.training.proof import batch_shapes
 from nvfp4_jax.training.sharding import placed_shapes, sharding, state_shardings
 from nvfp4_jax.training.state import abstract_model, initial_state
+from nvfp4_jax.training.step import Program, make_step
 
 MODEL = HybridConfig(
     pattern="M*-",
@@ -42,45 +42,60 @@ MODEL = HybridConfig(
     chunk=16,
 )
 SUMS = ("reduce", "dot", "convolution", "scatter", "sort")
-COUNT = "jit(of_batch)/reduce_sum"  # of unmasked targets: whole numbers, in any order
+BETWEEN = "jit(step)/reduce_sum"  # of gradients, for their norm; of the mask, in any order
 
 
-def compiled(name: str) -> Program:
-    """Loss and gradients of a first step on a mesh of H200s, BF16."""
+def compiled(name: str) -> hlo.Program:
+    """A step on a mesh of H200s, BF16."""
     shape = parse_mesh(name)
     mesh = make_mesh(shape, list(mesh_of("h200", {"data": shape.size}).devices.flat))
     model = abstract_model(MODEL)
     table = precision_table(load_recipe("bf16"), model, MODEL.num_blocks)
-    program = step.Program(MODEL, nnx.graphdef(model), mesh=mesh, sum_parts=2, feature_parts=2)
+    program = Program(MODEL, nnx.graphdef(model), mesh=mesh, sum_parts=2, feature_parts=2)
     shapes = jax.eval_shape(lambda: initial_state(MODEL, adamw(), 0))
-    parameters = placed_shapes(shapes, state_shardings(mesh, shapes)).parameters
+    layouts = state_shardings(mesh, shapes)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=sharding(mesh))
     text = compile_for(
         mesh,
-        step.make_gradients(program, table),
-        parameters,
+        make_step(program, table, adamw(), learning_rate_schedule(1e-3, 100, 5, 0.2)),
+        placed_shapes(shapes, layouts),
         batch_shapes(mesh, 1, 4, 64),
         key,
+        donate_argnums=0,
+        out_shardings=(layouts, sharding(mesh)),
         compiler_options=ORDERED,
     ).as_text()
     assert text is not None
-    return parse(text)
+    return hlo.parse(text)
 
 
-def computing(program: Program) -> set[tuple[str, ...]]:
+def computing(program: hlo.Program) -> set[tuple[str, ...]]:
     """Every call of a library or a kernel, with sizes and arguments; every sum, with its sizes."""
     return {told for i in program.instructions.values() for told in _told(program, i)}
 
 
-def _told(program: Program, one: Instruction) -> Iterator[tuple[str, ...]]:
+def _told(program: hlo.Program, one: hlo.Instruction) -> Iterator[tuple[str, ...]]:
     operands = [program.instructions[one.computation, name].type for name in one.operands]
     if one.target in ("__cublas$lt$matmul", "__cublas$gemm"):
         config = re.sub(r'"operation_queue_id":"\d+"', "", one.config)
         yield (one.target, one.type, *operands, config)
     elif one.target == "triton_kernel_call":
         yield (one.target, one.type, *operands, one.op_name.rpartition("/")[2])
-    elif one.opcode in SUMS and one.type.startswith("f32") and one.op_name != COUNT:
+    elif one.opcode in SUMS and one.type.startswith("f32") and one.op_name != BETWEEN:
         yield (one.opcode, one.type, *operands)
+    elif one.opcode == "fusion" and one.op_name == BETWEEN:
+        read = [_before_it_is_flat(program, one.computation, name) for name in one.operands]
+        yield from (("norm", array) for array in read if array.startswith("f32"))
+
+
+def _before_it_is_flat(program: hlo.Program, computation: str, name: str) -> str:
+    """The type of the array that is read here as a vector: in memory it is as the array is."""
+    one = program.instructions[computation, name]
+    return _before_it_is_flat(program, computation, one.operands[0]) if _is_view(one) else one.type
+
+
+def _is_view(one: hlo.Instruction) -> bool:
+    return one.opcode in ("bitcast", "optimization-barrier") and len(one.arrays) == 1
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +112,4 @@ def test_every_gpu_computes_pieces_as_one_gpu_does(alone):
     assert kinds.count("__cublas$lt$matmul") >= 8
     assert kinds.count("triton_kernel_call") >= 8
     assert "dot" not in kinds
+    assert kinds.count("norm") >= 8
