@@ -14,6 +14,7 @@ from nvfp4_jax.compiled.hlo import Program
 from nvfp4_jax.scopes import Place, expanded, place_of
 
 _MOVED = ("bitcast", "bitcast-convert", "broadcast", "convert", "copy", "pad", "reshape", "slice")
+_BARRIER = "optimization_barrier"  # XLA takes it out in the end and leaves its name
 _FAR = 200  # instructions between a part and the quantizer it comes from
 
 
@@ -47,10 +48,15 @@ def _layers(program: Program, part: Value) -> tuple[str, ...]:
 
 
 def _backwards(program: Program, start: Value, through: tuple[str, ...] | None = None):
-    """What computes a value and what that is made of, the nearest first."""
+    """What computes a value and what that is made of, the nearest first.
+
+    With `through`, moves alone; and nothing is merged over a barrier, so none from beyond one.
+    """
     queue, seen = deque([start]), {start}
     while queue and len(seen) < _FAR:
         value = queue.popleft()
+        if through is not None and value.name.startswith(_BARRIER):
+            continue
         before = origins(program, value)
         if not before:
             yield value

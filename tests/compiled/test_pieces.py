@@ -16,9 +16,10 @@ from flax import nnx
 
 from nvfp4_jax.compile_for import compile_for, mesh_of
 from nvfp4_jax.compiled import hlo
+from nvfp4_jax.compiled.proof import prove
 from nvfp4_jax.models import HybridConfig
 from nvfp4_jax.recipe import load_recipe
-from nvfp4_jax.training.binding import precision_table
+from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.exact import ORDERED
 from nvfp4_jax.training.mesh import make_mesh, parse_mesh
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
@@ -45,12 +46,12 @@ SUMS = ("reduce", "dot", "convolution", "scatter", "sort")
 BETWEEN = "jit(step)/reduce_sum"  # of gradients, for their norm; of the mask, in any order
 
 
-def compiled(name: str) -> hlo.Program:
-    """A step on a mesh of H200s, BF16."""
+def compiled(name: str, recipe: str = "bf16") -> tuple[str, Table]:
+    """(text of a step on a mesh of H200s, the precisions it is to have)."""
     shape = parse_mesh(name)
     mesh = make_mesh(shape, list(mesh_of("h200", {"data": shape.size}).devices.flat))
     model = abstract_model(MODEL)
-    table = precision_table(load_recipe("bf16"), model, MODEL.num_blocks)
+    table = precision_table(load_recipe(recipe).at(0, 100), model, MODEL.num_blocks)
     program = Program(MODEL, nnx.graphdef(model), mesh=mesh, sum_parts=2, feature_parts=2)
     shapes = jax.eval_shape(lambda: initial_state(MODEL, adamw(), 0))
     layouts = state_shardings(mesh, shapes)
@@ -66,11 +67,12 @@ def compiled(name: str) -> hlo.Program:
         compiler_options=ORDERED,
     ).as_text()
     assert text is not None
-    return hlo.parse(text)
+    return text, table
 
 
-def computing(program: hlo.Program) -> set[tuple[str, ...]]:
+def computing(name: str) -> set[tuple[str, ...]]:
     """Every call of a library or a kernel, with sizes and arguments; every sum, with its sizes."""
+    program = hlo.parse(compiled(name)[0])
     return {told for i in program.instructions.values() for told in _told(program, i)}
 
 
@@ -101,11 +103,11 @@ def _is_view(one: hlo.Instruction) -> bool:
 @pytest.fixture(scope="module")
 def alone() -> set[tuple[str, ...]]:
     """What one GPU computes."""
-    return computing(compiled("data=1"))
+    return computing("data=1")
 
 
 def test_every_gpu_computes_pieces_as_one_gpu_does(alone):
-    there = computing(compiled("data=2,tensor=2"))
+    there = computing("data=2,tensor=2")
     assert sorted(there - alone) == []
     assert sorted(alone - there) == []
     kinds = [kind for kind, *_ in alone]
@@ -113,3 +115,10 @@ def test_every_gpu_computes_pieces_as_one_gpu_does(alone):
     assert kinds.count("triton_kernel_call") >= 8
     assert "dot" not in kinds
     assert kinds.count("norm") >= 8
+
+
+def test_the_recipe_is_found_in_pieces():
+    """That pieces are joined again is no sign of products that XLA merged."""
+    proof = prove(*compiled("tensor=2", "nvfp4"))
+    assert [(g.layer, g.gemm, g.problem) for g in proof.fallbacks] == []
+    assert {"nvfp4 emulated", "bf16"} == {g.format for g in proof.gemms}
