@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from nvfp4_jax.models.config import HybridConfig
 from nvfp4_jax.models.initialization import residual_sigma
 from nvfp4_jax.models.linear import linear
+from nvfp4_jax.models.pieces import in_pieces
 from nvfp4_jax.models.placement import place
 from nvfp4_jax.models.product import accumulator
 
@@ -47,10 +48,9 @@ class MLP(nnx.Module):
         """Tokens do not meet here, so `segment_ids` changes nothing."""
         if self.kind == "relu_squared":
             return self.chain(self.up, self.down, x, self._inside)
-        up = self._inside(self.up(x))
-        wide = up.astype(accumulator(up.dtype))
-        inner = nnx.silu(self._inside(self.gate(x)).astype(wide.dtype)) * wide
-        return self.down(inner.astype(up.dtype))
+        gate, up = (self._inside(layer(x)) for layer in (self.gate, self.up))
+        last = x.ndim - 1
+        return self.down(in_pieces(_swiglu, (gate, last), (up, last), result=last))
 
     def _inside(self, wide: Array) -> Array:
         axes = ("batch", "length", "features")
@@ -62,6 +62,12 @@ def one_after_another(
 ) -> Array:
     """down(relu(up(x))^2), with what is inside laid out by `inside`."""
     return down(relu_squared(inside(up(x))))
+
+
+def _swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up, computed in FP32 and rounded once."""
+    wide = up.astype(accumulator(up.dtype))
+    return (nnx.silu(gate.astype(wide.dtype)) * wide).astype(up.dtype)
 
 
 @jax.custom_vjp
