@@ -45,7 +45,7 @@ from jax import Array, lax
 
 from nvfp4_jax.models import ssd_tiles
 from nvfp4_jax.models.product import accumulator, contract
-from nvfp4_jax.models.target import Implementation, choose
+from nvfp4_jax.models.target import Implementation, choose, rounded
 
 
 class Chunks(NamedTuple):
@@ -136,8 +136,9 @@ def _xla(
 
     chunks = _cut(x, dt, A, B, C, seq_idx, min(chunk, length))
     kept = _kept(chunks)
-    states, final = _carry(_left_behind(chunks), _survival(chunks, kept), jnp.swapaxes(state, 2, 3))
-    y = jax.checkpoint(_within)(chunks) + _from_start(chunks, kept, states)
+    left, survival = _left_behind(_own(chunks)), _survival(_own(chunks), kept)
+    states, final = _carry(left, survival, jnp.swapaxes(state, 2, 3))
+    y = jax.checkpoint(_within)(_own(chunks)) + _from_start(_own(chunks), kept, states)
     y = jnp.moveaxis(y, 2, 3).reshape(batch, -1, heads, head_dim)[:, :length]
     y = y + D[None, None, :, None] * x.astype(dt.dtype)
     return y.astype(x.dtype), jnp.swapaxes(final, 2, 3).reshape(start.shape)
@@ -158,8 +159,10 @@ def _cut(
         return jnp.moveaxis(padded.reshape(batch, count, chunk, rows, *inner), 3, 2)
 
     steps = cut(dt, groups, -1)
-    rates = jnp.moveaxis(steps, -1, -2) * A.reshape(1, 1, groups, -1, 1)
-    stepped = cut(x, groups, -1, head_dim).astype(dt.dtype) * steps[..., None]
+    rates = jnp.moveaxis(rounded(steps), -1, -2) * A.reshape(1, 1, groups, -1, 1)
+    # Each reader of the steps has its own, as in `_own`.
+    wide = cut(x, groups, -1, head_dim).astype(dt.dtype)
+    stepped = wide * rounded(jnp.broadcast_to(rounded(steps)[..., None], wide.shape))
     return Chunks(
         x=stepped.astype(x.dtype),
         # The barrier keeps XLA from fusing the sum into its readers, which would run it again for
@@ -169,6 +172,11 @@ def _cut(
         C=cut(C, groups, -1),
         seq_idx=None if seq_idx is None else cut(seq_idx, 1, mode="edge"),
     )
+
+
+def _own(chunks: Chunks) -> Chunks:
+    """For one reader: the gradient of the decay is a sum of products, each rounded by itself."""
+    return chunks._replace(log_decay=rounded(chunks.log_decay))
 
 
 def _within(chunks: Chunks) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,12 @@ from nvfp4_jax.training.mesh import make_mesh, parse_mesh
 from nvfp4_jax.training.model_choice import choose_model
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
 from nvfp4_jax.training.overlap import compiler_options
+from nvfp4_jax.training.parts import check_parts
 from nvfp4_jax.training.prepare import check_mesh, scans
 from nvfp4_jax.training.proof import batch_shapes
 from nvfp4_jax.training.sharding import batch_sharding, placed_shapes, sharding, state_shardings
 from nvfp4_jax.training.state import TrainState, abstract_model, initial_state
-from nvfp4_jax.training.step import Arrays, Program, loss_sum, make_step
+from nvfp4_jax.training.step import Arrays, Program, loss_sum, make_gradients, make_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class LoneStep:
       batch: rows a step, of all devices together.
       length: tokens a row.
       documents: packed into a row, of equal length.
-      remat, scan, mesh: as in training.
+      remat, scan, mesh, microbatches, sum_parts, feature_parts: as in training.
     """
 
     model: str
@@ -53,6 +54,9 @@ class LoneStep:
     scan: Literal["auto", "on", "off"] = "auto"
     mesh: str | None = None
     microbatches: int = 1
+    sum_parts: int | None = None
+    feature_parts: int | None = None
+    gather: ClassVar[str] = "auto"
 
     def check(self) -> Mesh:
         """The mesh, once every number has been found possible.
@@ -90,7 +94,18 @@ def compile_step(
     jitted = jax.jit(run, donate_argnums=0, out_shardings=(layouts, sharding(mesh)))
     lowered = jitted.lower(placed_shapes(shapes, layouts), *_batch_and_key(step, mesh))
     chosen = compiler_options(mesh) if options is None else dict(options)
-    return lowered.compile(compiler_options=exact.OPTIONS | chosen)
+    return lowered.compile(compiler_options=_exact(step) | chosen)
+
+
+def compile_gradients(step: LoneStep) -> jax.stages.Compiled:
+    """Parameters, batch, key -> (mean loss, its gradients, which lie as the parameters do)."""
+    mesh = step.check()
+    config, program, table = _program(step, mesh)
+    shapes = jax.eval_shape(lambda: initial_state(config, adamw(), 0)).parameters
+    layouts = state_shardings(mesh, shapes)
+    run = jax.jit(make_gradients(program, table), out_shardings=(sharding(mesh), layouts))
+    lowered = run.lower(placed_shapes(shapes, layouts), *_batch_and_key(step, mesh))
+    return lowered.compile(compiler_options=_exact(step) | compiler_options(mesh))
 
 
 def compile_loss(step: LoneStep) -> jax.stages.Compiled:
@@ -151,9 +166,21 @@ def _program(step: LoneStep, mesh: Mesh) -> tuple[models.HybridConfig, Program, 
     model = abstract_model(config)
     table = precision_table(load_recipe(step.recipe), model, config.num_blocks)
     looped = scans(step.scan, config)
-    devices = mesh if mesh.size > 1 else None
-    program = Program(config, nnx.graphdef(model), remat=step.remat, scan=looped, mesh=devices)
+    check_parts(step, parse_mesh(step.mesh), model, [table])
+    program = Program(
+        config,
+        nnx.graphdef(model),
+        remat=step.remat,
+        scan=looped,
+        mesh=mesh if mesh.size > 1 or step.sum_parts else None,
+        sum_parts=step.sum_parts,
+        feature_parts=step.feature_parts or 1,
+    )
     return config, program, table
+
+
+def _exact(step: LoneStep) -> dict[str, bool | int | str]:
+    return exact.OPTIONS if step.sum_parts is None else exact.ORDERED
 
 
 def _batch_and_key(step: LoneStep, mesh: Mesh) -> tuple[Any, jax.ShapeDtypeStruct]:
