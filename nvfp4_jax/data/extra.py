@@ -13,4 +13,6 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f"this needs {name} ({error}); install nvfp4_jax[data]") from None
+        raise UsageError(
+            f"this needs {name} ({error}); install nvfp4_jax[data], in a checkout -e '.[data]'"
+        ) from None

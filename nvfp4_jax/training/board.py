@@ -36,8 +36,8 @@ def check_installed() -> None:
     """Raise a `UsageError` if the library that writes these files is not here."""
     if importlib.util.find_spec("tensorboardX") is None:
         raise UsageError(
-            "--tensorboard needs tensorboardX: pip install 'nvfp4_jax[tensorboard]', or leave it "
-            "out; metrics.jsonl is written all the same"
+            "--tensorboard needs tensorboardX: install nvfp4_jax[tensorboard], in a checkout -e "
+            "'.[tensorboard]', or leave it out; metrics.jsonl is written all the same"
         )
 
 

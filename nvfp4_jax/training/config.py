@@ -44,7 +44,7 @@ class TrainConfig:
       warmup: Steps of linear warm-up; a tenth of the run, at most 100, if left out.
       decay_fraction: Share of the run, at its end, in which the learning rate decays.
       sum_parts: Add up gradients over the batch in this many parts and in one order (a power of
-        two), so that on CPUs every mesh of data x fsdp that divides it trains to the same bits.
+        two), so that every mesh of data x fsdp that divides it trains to the same bits.
       feature_parts: With --sum-parts: compute products in this many parts of the features inside a
         layer too (a power of two), so that meshes with as much tensor train to the same bits.
       save_every: Steps between checkpoints; there is always one at the end.

@@ -76,5 +76,5 @@ def test_each_step_is_there_once_after_a_restart(tmp_path):
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     check_installed()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'nvfp4_jax\[tensorboard\]'"):
+    with pytest.raises(UsageError, match=r"install nvfp4_jax\[tensorboard\]"):
         check_installed()
