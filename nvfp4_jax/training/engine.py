@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from nvfp4_jax.training import exact
 from nvfp4_jax.training.binding import Table
 from nvfp4_jax.training.data import Batch
 from nvfp4_jax.training.diagnose import first_bad_layer
 from nvfp4_jax.training.distributed import first_alone
 from nvfp4_jax.training.evaluation import make_evaluation
-from nvfp4_jax.training.exact import OPTIONS, ORDERED
 from nvfp4_jax.training.overlap import compiler_options
 from nvfp4_jax.training.prepare import Phase, Run
 from nvfp4_jax.training.proof import batch_shapes
@@ -49,7 +49,7 @@ class Engine:
 
     def __init__(self, run: Run, held_out: Sequence[Batch], judge: Judge | None = None) -> None:
         self._run = run
-        self._options = OPTIONS if run.config.sum_parts is None else ORDERED
+        self._options = exact.options(run.config.sum_parts)
         self._judge = judge
         self._everywhere = sharding(run.mesh)
         seed = run.config.seed
@@ -123,7 +123,7 @@ class Engine:
         evaluate = make_evaluation(self._run.program, table)
         jitted = jax.jit(evaluate, out_shardings=self._everywhere)
         lowered = jitted.lower(state.parameters, self._batch_shapes(), self._key)
-        return self._compile(lowered, OPTIONS)
+        return self._compile(lowered, exact.OPTIONS)
 
     def _compile(self, lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
         def compile_() -> jax.stages.Compiled:

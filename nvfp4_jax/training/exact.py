@@ -21,3 +21,8 @@ ORDERED: dict[str, bool | int | str] = OPTIONS | {
 results, to a library (YNN) that adds up in another order; on a mesh a device has fewer results. On
 GPUs no kernel is chosen by trial, which may end otherwise on another mesh: products are cuBLAS's,
 by its own choice for their size, and nothing is added up by atomics."""
+
+
+def options(sum_parts: int | None) -> dict[str, bool | int | str]:
+    """Those of a step that sums in this many parts, or in any order (None)."""
+    return OPTIONS if sum_parts is None else ORDERED

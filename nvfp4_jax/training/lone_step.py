@@ -20,6 +20,7 @@ from nvfp4_jax.recipe import load_recipe
 from nvfp4_jax.training import exact
 from nvfp4_jax.training.binding import Table, precision_table
 from nvfp4_jax.training.config import at_least
+from nvfp4_jax.training.errors import UsageError
 from nvfp4_jax.training.mesh import make_mesh, parse_mesh
 from nvfp4_jax.training.model_choice import choose_model
 from nvfp4_jax.training.optimizer import adamw, learning_rate_schedule
@@ -42,7 +43,7 @@ class LoneStep:
       batch: rows a step, of all devices together.
       length: tokens a row.
       documents: packed into a row, of equal length.
-      remat, scan, mesh, microbatches, sum_parts, feature_parts: as in training.
+      remat, scan, mesh, sum_parts, feature_parts: as in training.
     """
 
     model: str
@@ -53,9 +54,9 @@ class LoneStep:
     remat: Literal["none", "block", "linear_inputs"] = "none"
     scan: Literal["auto", "on", "off"] = "auto"
     mesh: str | None = None
-    microbatches: int = 1
     sum_parts: int | None = None
     feature_parts: int | None = None
+    microbatches: ClassVar[int] = 1
     gather: ClassVar[str] = "auto"
 
     def check(self) -> Mesh:
@@ -94,7 +95,7 @@ def compile_step(
     jitted = jax.jit(run, donate_argnums=0, out_shardings=(layouts, sharding(mesh)))
     lowered = jitted.lower(placed_shapes(shapes, layouts), *_batch_and_key(step, mesh))
     chosen = compiler_options(mesh) if options is None else dict(options)
-    return lowered.compile(compiler_options=_exact(step) | chosen)
+    return lowered.compile(compiler_options=exact.options(step.sum_parts) | chosen)
 
 
 def compile_gradients(step: LoneStep) -> jax.stages.Compiled:
@@ -105,11 +106,17 @@ def compile_gradients(step: LoneStep) -> jax.stages.Compiled:
     layouts = state_shardings(mesh, shapes)
     run = jax.jit(make_gradients(program, table), out_shardings=(sharding(mesh), layouts))
     lowered = run.lower(placed_shapes(shapes, layouts), *_batch_and_key(step, mesh))
-    return lowered.compile(compiler_options=_exact(step) | compiler_options(mesh))
+    return lowered.compile(compiler_options=exact.options(step.sum_parts) | compiler_options(mesh))
 
 
 def compile_loss(step: LoneStep) -> jax.stages.Compiled:
-    """Parameters, batch, key -> the loss of the first step alone, in the memory of inference."""
+    """Parameters, batch, key -> the loss of the first step alone, in the memory of inference.
+
+    Raises:
+      UsageError: as `compile_step`; parts are for what gradients are computed with.
+    """
+    if step.sum_parts is not None:
+        raise UsageError("--sum-parts: a loss alone is summed in any order; leave it out")
     mesh = step.check()
     config, program, table = _program(step, mesh)
 
@@ -177,10 +184,6 @@ def _program(step: LoneStep, mesh: Mesh) -> tuple[models.HybridConfig, Program, 
         feature_parts=step.feature_parts or 1,
     )
     return config, program, table
-
-
-def _exact(step: LoneStep) -> dict[str, bool | int | str]:
-    return exact.OPTIONS if step.sum_parts is None else exact.ORDERED
 
 
 def _batch_and_key(step: LoneStep, mesh: Mesh) -> tuple[Any, jax.ShapeDtypeStruct]:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import same_bits
 from nvfp4_jax.training.errors import UsageError
-from nvfp4_jax.training.lone_step import LoneStep, compile_gradients
+from nvfp4_jax.training.lone_step import LoneStep, compile_gradients, compile_loss
 
 
 @pytest.fixture
@@ -38,3 +38,5 @@ def test_parts_that_cannot_be_are_refused(options):
     step = same_bits.steps(options, "bf16")["data=2"]
     with pytest.raises(UsageError, match="--sum-parts 3"):
         compile_gradients(LoneStep(**vars(step) | {"sum_parts": 3}))
+    with pytest.raises(UsageError, match="--sum-parts: a loss alone"):
+        compile_loss(step)
