@@ -20,7 +20,8 @@ def announce(run: Run, state: TrainState, console: Console) -> None:
         run.corpus.describe(),
     ]
     lines.append(_where(run))
-    lines.append("compiling the step: about a minute for a small model")
+    if int(state.step) < run.config.steps:
+        lines.append("compiling the step: about a minute for a small model")
     for line in lines:
         plainly(console, line)
 

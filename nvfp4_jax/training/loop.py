@@ -121,8 +121,9 @@ def _in_its_folder(run: Run, console: Console) -> tuple[_Loop, signal.Signals | 
         state, position = begin(run, lambda line: plainly(console, line))
         announce(run, state, console)
         engine = Engine(run, _held_out(run), judge_of(run))
-        engine.prepare(state, int(state.step))
-        engine.prepare_evaluation(state, int(state.step))
+        if int(state.step) < run.config.steps:
+            engine.prepare(state, int(state.step))
+            engine.prepare_evaluation(state, int(state.step))
         _describe(run)
         loop = _Loop(run, state, position, engine, console, stack)
         stack.enter_context(leaving_on_error())  # before anything waits to be closed

@@ -92,8 +92,9 @@ def test_plain_lines_where_there_is_no_terminal(finished):
     assert "step 12: held out" in printed
 
 
-def test_a_finished_run_is_left_as_it_is(inputs, copy):
+def test_a_finished_run_is_left_as_it_is_and_compiles_nothing(inputs, copy, monkeypatch):
     before = contents(copy)
+    monkeypatch.delattr(Engine, "_compile")
     summary = train(micro.config(inputs, copy), quiet())
     assert summary.step == micro.STEPS
     del before["loss.png"]  # drawn again, with another date inside
