@@ -16,6 +16,7 @@ Found: see BENCHMARKS.md.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -174,7 +175,8 @@ def kill(
         if number:
             time.sleep(dice.uniform(0, 0.3))
         if process.is_alive() and process.pid:
-            os.kill(process.pid, signal.Signals[name])
+            with contextlib.suppress(ProcessLookupError):  # it ended, and we are not told yet
+                os.kill(process.pid, signal.Signals[name])
     process.join(PATIENCE)
     return Kill(moment, by, process.exitcode, step)
 
