@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import jax
@@ -17,6 +16,8 @@ from nvfp4_jax.training import checkpoint
 from nvfp4_jax.training.checkpoint import Checkpoints
 from nvfp4_jax.training.recovery import newest
 from nvfp4_jax.training.state import TrainState
+
+from .test_distributed import free_port
 
 KERNEL = np.random.default_rng(0).integers(0, 2**32, (8, 16), np.uint32).view(np.float32)
 ABOUT = {"run": {"seed": 1}, "position": {"next": 3}}
@@ -74,10 +75,7 @@ def save_and_look(process: int, address: str, folder: str, answer: str) -> None:
 def answers(tmp_path_factory) -> tuple[Path, list[dict]]:
     """(the folder of checkpoints, what each of two processes found)."""
     place = tmp_path_factory.mktemp("two")
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        address = f"localhost:{listener.getsockname()[1]}"
-    context, folder = server(), place / "checkpoints"
+    context, folder, address = server(), place / "checkpoints", f"127.0.0.1:{free_port()}"
     answers = [place / f"{process}.json" for process in range(2)]
     arguments = [(n, address, str(folder), str(answer)) for n, answer in enumerate(answers)]
     processes = [context.Process(target=save_and_look, args=a) for a in arguments]
