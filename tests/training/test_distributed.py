@@ -110,7 +110,7 @@ def by_open_mpi(process: int, port: int) -> tuple[dict, dict]:
 
 
 def free_port() -> int:
-    """One of those that jax chooses from under SLURM and MPI."""
+    """One of those that jax chooses from under SLURM and MPI; the system gives them to nobody."""
     for port in range(2**16 - 2**12 + os.getpid() % 2000, 2**16):
         with contextlib.suppress(OSError), socket.socket() as listener:
             listener.bind(("127.0.0.1", port))
@@ -229,6 +229,6 @@ def test_what_one_process_is_told_wrongly_both_refuse(
     pair = begin(context, inputs, workdir, CHANGES | small, second, meet)
     assert pair.statuses() == [2, 2], pair.text(0) + pair.text(1)
     for process in range(2):
-        assert words in pair.text(process)
+        assert words in pair.message(process)
         assert "Traceback" not in pair.text(process)
     assert not workdir.exists()
