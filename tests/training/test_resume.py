@@ -12,6 +12,7 @@ import resource
 import signal
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from experiments.random_kills import (
     wait_until,
 )
 from nvfp4_jax.training import read_parameters
+from nvfp4_jax.training.checkpoint import Checkpoints
 from nvfp4_jax.training.metrics import read_lines
 
 from . import micro
@@ -76,6 +78,18 @@ def test_a_signal_saves_at_the_boundary_and_tells_by_its_status(
     assert f"stopped by {number.name} and saved at step {saved[0]}" in log.read_text()
 
 
+def _killed_once_it_has_saved(words: list[str], log: str) -> None:
+    """In a child: the command, until its first checkpoint has its name."""
+    finish = Checkpoints._finish
+
+    def finish_and_die(*arguments: Any) -> None:
+        finish(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoints._finish = finish_and_die  # type: ignore[method-assign]
+    run_command(words, log)
+
+
 def _with_small_files(words: list[str], log: str, most: int) -> None:
     """In a child: the command, where no file may grow beyond `most` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
@@ -87,10 +101,10 @@ def test_no_room_for_a_checkpoint_is_one_message_and_costs_nothing(inputs, tmp_p
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log.txt"
     words = micro.command(inputs, cut, save_every=3)
     finish(start(context, micro.command(inputs, whole, save_every=12), log), log)
-    process = start(context, words, log)
-    wait_until(lambda: named(cut) > 0, process)
-    process.kill()
-    process.join()
+    killed = context.Process(target=_killed_once_it_has_saved, args=(words, str(log)))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL, log.read_text()
     saved, message = named(cut), tmp_path / "message.txt"
     limited = context.Process(target=_with_small_files, args=(words, str(message), 60_000))
     limited.start()
