@@ -1,9 +1,9 @@
 """Division that rounds as IEEE 754 says, on every backend.
 
-Scales are quotients, and one wrong last bit in a scale changes thousands of codes. XLA's CPU
-backend divides correctly, but its GPU backend turns `x / y` into `div.full` and `1 / x` into
-`rcp.approx`, which may be off by two units in the last place (ulp). A block has one quotient for
-16 elements, so we can afford to correct it.
+Scales are quotients, and one wrong last bit in a scale changes thousands of codes. On a CPU a
+quotient in float64 rounds to the right float32. XLA's GPU backend turns `x / y` into `div.full` and
+`1 / x` into `rcp.approx`, which may be off by two units in the last place (ulp), and many GPUs have
+next to no float64; there, and wherever else, the quotient is corrected.
 
 The correction is exact and needs no wide arithmetic. Write `x`, `y` and the approximate quotient
 `q` with 24-bit integer mantissas. Then `x - q y` in units of the last place is
@@ -19,6 +19,7 @@ ties. One pass repairs one ulp; two passes repair what GPUs do.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float32
@@ -35,7 +36,21 @@ def divide(x: Float32[Array, "..."], y: Float32[Array, "..."]) -> Float32[Array,
     Source: numerics of arXiv 2509.25149 appendix B, which assumes IEEE division.
     """
     x, y = jnp.broadcast_arrays(jnp.float32(x), jnp.float32(y))
+    return lax.platform_dependent(x, y, cpu=_in_float64, default=_corrected)
+
+
+def _corrected(x: Array, y: Array) -> Array:
     return correct_quotient(correct_quotient(x / y, x, y), x, y)
+
+
+def _in_float64(x: Array, y: Array) -> Array:
+    """Right even where XLA makes it x * (1 / y), as it may if all of y are one number.
+
+    A quotient of floats is 2^-49 or more, relatively, from what lies halfway between two floats.
+    """
+    with jax.enable_x64(True):
+        wide = (lax.convert_element_type(a, jnp.float64) for a in (x, y))
+        return lax.convert_element_type(lax.div(*wide), jnp.float32)
 
 
 def correct_quotient(

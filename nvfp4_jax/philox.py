@@ -49,16 +49,16 @@ def philox4x32(key: tuple[Array, Array], counter: Words) -> Words:
 
 
 def _high_product(a: Array, m: int) -> Array:
-    """The upper 32 bits of a 64-bit product, from 16-bit halves.
+    """The upper 32 bits of a 64-bit product.
 
     `lax.mulhi` says the same in one operation, but XLA's partitioner (jaxlib 0.11.2) cannot
-    convert it, and this must run sharded.
+    convert it, and this must run sharded. Nothing of 64 bits leaves here.
     """
-    low, high = a & jnp.uint32(0xFFFF), a >> 16
-    m_low, m_high = jnp.uint32(m & 0xFFFF), jnp.uint32(m >> 16)
-    middle = high * m_low + ((low * m_low) >> 16)
-    other = low * m_high + (middle & jnp.uint32(0xFFFF))
-    return high * m_high + (middle >> 16) + (other >> 16)
+    with jax.enable_x64(True):
+        wide = lax.convert_element_type(a, jnp.uint64)
+        product = lax.mul(wide, lax.full_like(wide, m))
+        upper = lax.shift_right_logical(product, lax.full_like(product, 32))
+        return lax.convert_element_type(upper, jnp.uint32)
 
 
 def key_words(key: Array) -> tuple[UInt32[Array, ""], UInt32[Array, ""]]:

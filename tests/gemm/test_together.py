@@ -46,11 +46,10 @@ def pulled(precision, x, w, dy, **options):
 @pytest.mark.parametrize("precision", [LinearPrecision(), PAPER], ids=["bf16", "nvfp4"])
 def test_parts_have_the_numbers_of_the_whole_and_gradients_of_their_own(precision):
     x, w, dy = arrays()
-    whole = pulled(precision, x.reshape(-1, LENGTH, WIDTH), w, dy.reshape(-1, LENGTH, OUT))
-    mapped = jax.vmap(
-        lambda x, dy: pulled(precision, x, w, dy, together=True),
-    )(x, dy)
-    y, dx, dw = mapped
+    joined = x.reshape(-1, LENGTH, WIDTH), w, dy.reshape(-1, LENGTH, OUT)
+    whole = jax.jit(partial(pulled, precision))(*joined)
+    mapped = jax.vmap(partial(pulled, precision, together=True), (0, None, 0))
+    y, dx, dw = jax.jit(mapped)(x, w, dy)
     assert dw.shape == (PARTS, WIDTH, OUT)
     if precision is PAPER:  # 4-bit products are exact in FP32, whatever the order of their sums
         assert (y.reshape(whole[0].shape) == whole[0]).all()
@@ -66,9 +65,8 @@ def test_a_part_is_summed_alone():
     """The gradient of one part does not change when another's dy is negated: amaxes stay."""
     x, w, dy = arrays()
     other = dy.at[1].multiply(-1)
-    dw, dw_other = (
-        jax.vmap(lambda x, dy: pulled(PAPER, x, w, dy, together=True)[2])(x, d) for d in (dy, other)
-    )
+    run = jax.jit(jax.vmap(lambda x, dy: pulled(PAPER, x, w, dy, together=True)[2]))
+    dw, dw_other = run(x, dy), run(x, other)
     for part in (0, 2, 3):
         assert (dw[part] == dw_other[part]).all()
     assert not (dw[1] == dw_other[1]).all()
@@ -112,9 +110,8 @@ def test_parts_of_features_are_added_in_pairs():
 
 def test_alone_it_is_the_linear_itself():
     x, w, dy = arrays()
-    for own, plain in zip(
-        pulled(PAPER, x[0], w, dy[0], together=True), pulled(PAPER, x[0], w, dy[0]), strict=True
-    ):
+    both = (jax.jit(partial(pulled, PAPER, together=together)) for together in (True, False))
+    for own, plain in zip(*(run(x[0], w, dy[0]) for run in both), strict=True):
         assert (own == plain).all()
 
 

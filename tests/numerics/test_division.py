@@ -74,3 +74,19 @@ def test_the_ends_of_the_range():
     normal = (expected == 0) | ~(np.abs(expected) < 2.0**-126)  # a CPU's XLA flushes the others
     actual = np.asarray(jax.jit(divide)(x, y))
     np.testing.assert_array_equal(actual[normal], expected[normal])
+
+
+def test_one_divisor_for_all_is_no_product_with_its_reciprocal():
+    """What XLA makes of a plain division here: it is wrong for most of these."""
+    x, divisors = random_floats(np.random.default_rng(7), 4096, (0, 1)), edge_pairs()[0][:81:8]
+
+    def plain(x, y):
+        return x / jnp.full(x.shape, y)
+
+    def ours(x, y):
+        return divide(x, jnp.full(x.shape, y))
+
+    wrong = sum(np.sum(jax.jit(plain)(x, y) != x / y) for y in divisors)
+    assert wrong > 0
+    for y in divisors:
+        np.testing.assert_array_equal(jax.jit(ours)(x, y), x / y)
