@@ -13,6 +13,8 @@ from nvfp4_jax import models
 from nvfp4_jax.models import Repeat
 from tests.models.small import build, gap, tokens
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 PATTERN = "-M*M*M*-"
 REPEATS = (Repeat(1, 2, 3),)
 

@@ -13,6 +13,8 @@ from nvfp4_jax.models.conv import causal_conv
 from nvfp4_jax.models.norm import GatedGroupNorm, RMSNorm, normalize
 from tests.models.small import build
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 DOCUMENTS = np.array([[3, 3, 3, 3, 4, 4, 9, 9, 9], [0, 1, 2, 2, 2, 2, 2, 2, 2]])
 
 
