@@ -21,6 +21,7 @@ NEEDS = {"test_hopper_gemm.py": ((9, 0),), "test_blackwell.py": ((10, 0), (10, 3
 NOT_RUN = pytest.StashKey[int]()
 
 # These take half of the time, and come first: whichever worker is done early takes small ones.
+# Of two neighbours not both wait for other processes.
 SLOWEST = (Path(__file__).parent / "slowest.txt").read_text().split()
 
 # A configuration and not XLA_FLAGS: processes that tests start should see a machine as it is.
