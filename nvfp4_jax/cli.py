@@ -3,7 +3,7 @@
 A command is a frozen dataclass: its fields are the flags, its docstring the help. Exit status 0
 is success; 2 a request that cannot be honoured, with one message on standard error that names the
 place and the remedy, and nothing written; 1 a disk or folder that failed; 3 a run that diverged;
-130 Ctrl-C.
+130 Ctrl-C; 141 output that nobody reads on.
 
 What takes time to import (JAX, Flax, Orbax) is imported by the command that needs it.
 """
@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -111,8 +114,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; `argv` stands for the process's own arguments.
 
     Raises:
-      SystemExit: with the exit status, when it is not 0 (and for --help, when it is).
+      SystemExit: with the exit status, when it is not 0 (and for --help, when it is). That is 141,
+        as of a program that SIGPIPE ended, where nobody reads on (`nvfp4 explain | head`).
     """
+    try:
+        try:
+            _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not flushed
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that was closed at its other end."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _main(argv: Sequence[str] | None) -> None:
     command, *arguments = list(sys.argv[1:] if argv is None else argv) or [""]
     if command in ("-h", "--help"):
         print(USAGE, end="")

@@ -36,6 +36,7 @@ def divide(x: Float32[Array, "..."], y: Float32[Array, "..."]) -> Float32[Array,
     Source: numerics of arXiv 2509.25149 appendix B, which assumes IEEE division.
     """
     x, y = jnp.broadcast_arrays(jnp.float32(x), jnp.float32(y))
+    x, y = lax.stop_gradient((x, y))  # as of everything that rounds, on every backend
     return lax.platform_dependent(x, y, cpu=_in_float64, default=_corrected)
 
 
@@ -44,13 +45,14 @@ def _corrected(x: Array, y: Array) -> Array:
 
 
 def _in_float64(x: Array, y: Array) -> Array:
-    """Right even where XLA makes it x * (1 / y), as it may if all of y are one number.
+    """x * (1 / y), off by 2^-52 of it at most, so that it rounds as x / y does.
 
-    A quotient of floats is 2^-49 or more, relatively, from what lies halfway between two floats.
+    A quotient of floats is 2^-49 of it or more from what lies halfway between two floats. XLA may
+    make this product of a division, too, in float32 as well: where all of y are one number.
     """
     with jax.enable_x64(True):
-        wide = (lax.convert_element_type(a, jnp.float64) for a in (x, y))
-        return lax.convert_element_type(lax.div(*wide), jnp.float32)
+        x, y = (lax.convert_element_type(a, jnp.float64) for a in (x, y))
+        return lax.convert_element_type(x * lax.integer_pow(y, -1), jnp.float32)
 
 
 def correct_quotient(

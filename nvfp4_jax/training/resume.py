@@ -23,6 +23,7 @@ from nvfp4_jax.training.prepare import Run
 from nvfp4_jax.training.recovery import newest
 from nvfp4_jax.training.sharding import placed_shapes, state_shardings
 from nvfp4_jax.training.state import TrainState, initial_state
+from nvfp4_jax.training.workdir import METRICS
 
 Start = tuple[TrainState, dict | None]
 
@@ -47,6 +48,9 @@ def begin(run: Run, say: Callable[[str], None]) -> Start:
         state = checkpoint.load(found, abstract)
         say(f"continuing from step {found.step}")
         return state, found.position
+    log = run.config.workdir / METRICS
+    if log.exists() and log.stat().st_size:
+        say(f"beginning again: of the steps in {METRICS} there is no checkpoint")
     return jax.jit(initial, out_shardings=layouts)(), None
 
 

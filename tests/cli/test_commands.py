@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,3 +142,18 @@ def test_processes_of_an_interrupted_comparison_end_together(tmp_path, monkeypat
         main(["compare", "bf16", "nvfp4", "--workdir", str(tmp_path / "out")])
     assert exit.value.code == 130
     assert ended == ["together"]
+
+
+@pytest.mark.parametrize("line", ["explain --model tiny", "train --help"])
+def test_output_that_nobody_reads_on_ends_the_command_quietly(line):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "nvfp4_jax", *line.split()]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # else a GPU's plugin may complain
+    try:
+        done = subprocess.run(
+            command, stdout=writing, stderr=subprocess.PIPE, env=environment, timeout=100
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 from nvfp4_jax.division import correct_quotient, divide
 
@@ -90,3 +91,16 @@ def test_one_divisor_for_all_is_no_product_with_its_reciprocal():
     assert wrong > 0
     for y in divisors:
         np.testing.assert_array_equal(jax.jit(ours)(x, y), x / y)
+
+
+def test_scales_have_no_gradient_on_any_backend():
+    x, y = jnp.float32(2), jnp.float32(3)
+    assert jax.grad(divide, (0, 1))(x, y) == (0, 0)
+
+
+def test_checks_of_every_division_find_nothing_of_64_bits():
+    """Else they would warn that float64 is truncated, which is an error in these tests."""
+    checked = checkify.checkify(jax.jit(divide), errors=checkify.all_checks)
+    error, quotient = checked(jnp.float32(2), jnp.float32(3))
+    error.throw()
+    assert float(quotient) == np.float32(2) / np.float32(3)

@@ -102,6 +102,15 @@ def test_a_finished_run_is_left_as_it_is_and_compiles_nothing(inputs, copy, monk
     assert {name: after[name] for name in before} == before
 
 
+def test_a_run_cut_off_before_a_checkpoint_says_that_it_begins_again(inputs, finished, copy):
+    shutil.rmtree(copy / "checkpoints")
+    told = io.StringIO()
+    train(micro.config(inputs, copy), Console(file=told))
+    again = "beginning again: of the steps in metrics.jsonl there is no checkpoint"
+    assert again in told.getvalue()
+    assert (copy / "metrics.jsonl").read_bytes() == (finished[0] / "metrics.jsonl").read_bytes()
+
+
 def test_a_summary_counts_steps_whose_lines_were_lost(inputs, copy):
     (copy / "metrics.jsonl").unlink()
     summary = train(micro.config(inputs, copy), quiet())
