@@ -22,7 +22,7 @@ def block_lengths(quantizer: Quantizer, shape: tuple[int, ...], axis: int) -> Le
       ValueError: a square block on a tensor whose contraction axis is not one of its last two.
     """
     if quantizer.block is None:
-        return shape
+        return tuple(max(size, 1) for size in shape)  # an axis of none has no blocks
     rows, length = quantizer.block
     axis %= len(shape)
     if rows == 1:

@@ -206,7 +206,8 @@ def random_for(x, quantizer: Quantizer, axis: int, key) -> UInt[Array, "..."] | 
 def _scales(split, quantizer, inner, amax):
     """(block scale, tensor scale, multiplier); a scale the format lacks is None."""
     bits = scales.magnitude_bits(split)
-    block_amax = jnp.max(bits, axis=inner, keepdims=True, initial=0)
+    axes = inner if quantizer.block else None  # all, and so one scale where there is no element
+    block_amax = jnp.max(bits, axis=axes, keepdims=True, initial=0)
     element, rule = quantizer.element, quantizer.scale
     if quantizer.format == "nvfp4":
         amax = jnp.max(block_amax, initial=0) if amax is None else amax

@@ -132,7 +132,11 @@ def test_inputs_of_sixteen_bits(quantizer, dtype):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 16), (16, 0)], ids=str)
-def test_nothing_gives_nothing(shape):
-    q = nvfp4.quantize(jnp.zeros(shape), Quantizer())
+@pytest.mark.parametrize("quantizer", [Quantizer(), Quantizer("fp8_e4m3", "tensor")], ids=name)
+def test_nothing_gives_nothing(quantizer, shape):
+    q = nvfp4.quantize(jnp.zeros(shape), quantizer)
     assert q.data.shape == shape
     assert nvfp4.dequantize(q).shape == shape
+    assert nvfp4.qdq(jnp.zeros(shape), quantizer).shape == shape
+    assert q.tensor_scale is not None
+    assert q.tensor_scale.shape == ()
