@@ -31,12 +31,12 @@ def divide(x: Float32[Array, "..."], y: Float32[Array, "..."]) -> Float32[Array,
     """x / y for non-negative float32, rounded to nearest even on CPU and GPU alike.
 
     Operands and quotients outside the normal range (zero, subnormal, infinite, NaN) come back as
-    the backend's own division gives them.
+    the backend's own division gives them. There is no gradient, as of all that rounds.
 
     Source: numerics of arXiv 2509.25149 appendix B, which assumes IEEE division.
     """
     x, y = jnp.broadcast_arrays(jnp.float32(x), jnp.float32(y))
-    x, y = lax.stop_gradient((x, y))  # as of everything that rounds, on every backend
+    x, y = lax.stop_gradient((x, y))  # which one of the branches alone would have
     return lax.platform_dependent(x, y, cpu=_in_float64, default=_corrected)
 
 

@@ -18,10 +18,8 @@ def announce(run: Run, state: TrainState, console: Console) -> None:
         f"{run.config.model}: {parameter_count(state):,} parameters, "
         f"{quantized} of {len(run.phases[0].table)} linear layers quantized by {run.recipe.name}",
         run.corpus.describe(),
+        _where(run),
     ]
-    lines.append(_where(run))
-    if int(state.step) < run.config.steps:
-        lines.append("compiling the step: about a minute for a small model")
     for line in lines:
         plainly(console, line)
 

@@ -121,9 +121,7 @@ def _in_its_folder(run: Run, console: Console) -> tuple[_Loop, signal.Signals | 
         state, position = begin(run, lambda line: plainly(console, line))
         announce(run, state, console)
         engine = Engine(run, _held_out(run), judge_of(run))
-        if int(state.step) < run.config.steps:
-            engine.prepare(state, int(state.step))
-            engine.prepare_evaluation(state, int(state.step))
+        _compile(engine, run, state, console)
         _describe(run)
         loop = _Loop(run, state, position, engine, console, stack)
         stack.enter_context(leaving_on_error())  # before anything waits to be closed
@@ -132,6 +130,15 @@ def _in_its_folder(run: Run, console: Console) -> tuple[_Loop, signal.Signals | 
     if loop.feed.failure:
         raise loop.feed.failure
     return loop, stopped_by
+
+
+def _compile(engine: Engine, run: Run, state: TrainState, console: Console) -> None:
+    """What the next step runs; nothing, where none is left."""
+    done = int(state.step)
+    if done < run.config.steps:
+        plainly(console, "compiling the step: about a minute for a small model")
+        engine.prepare(state, done)
+        engine.prepare_evaluation(state, done)
 
 
 def _checked(config: TrainConfig, corpus: AnyCorpus | None) -> Run:

@@ -78,7 +78,7 @@ def test_the_ends_of_the_range():
 
 
 def test_one_divisor_for_all_is_no_product_with_its_reciprocal():
-    """What XLA makes of a plain division here: it is wrong for most of these."""
+    """What XLA makes of a plain division here; it is wrong for many of these."""
     x, divisors = random_floats(np.random.default_rng(7), 4096, (0, 1)), edge_pairs()[0][:81:8]
 
     def plain(x, y):
